@@ -1,0 +1,172 @@
+"""Check what a hook is given, before anything runs.
+
+Each error says what was wrong, what we got, what is allowed, and what to do.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from ._checkpoint import check_n_saved
+from ._evaluation import parameters_of
+
+__all__: list[str] = []
+
+AUTO = "auto"
+
+FOREIGN = {
+    "monitor": "save_best=",
+    "key_indicator": "save_best=",
+    "mode": "rule=",
+    "dirpath": "out_dir=",
+    "output_dir": "out_dir=",
+    "work_dir": "out_dir=",
+    "save_top_k": "n_saved=",
+    "patience": "hook.early_stopping(patience)",
+    "metrics": "create_evaluator(metrics=)",
+    "loss_fn": "create_evaluator(loss_fn=)",
+    "device": "create_evaluator(device=)",
+    "eval_steps": "interval= (by_epoch=False counts iterations)",
+    "val_interval": "interval=",
+    "test_fn": "create_mmcv_evaluator(test_fn=)",
+}
+
+
+def check_eval_kwargs(
+    compute_metrics: Callable[..., Any] | None,
+    eval_kwargs: Mapping[str, Any],
+    own_names: Iterable[str],
+) -> None:
+    """Refuse keywords that are neither the hook's nor ``compute_metrics``'.
+
+    Raises:
+        TypeError: Naming the keyword and what the user most likely wants.
+    """
+    nothing: set[str] = set()
+    named, takes_any = (
+        (nothing, False) if compute_metrics is None else parameters_of(compute_metrics)
+    )
+    for name in eval_kwargs:
+        if name in named:
+            continue
+        if name in FOREIGN:
+            raise TypeError(f"EvalHook has no argument {name!r}; use {FOREIGN[name]}")
+        close = difflib.get_close_matches(name, own_names, n=1, cutoff=0.75)
+        if close:
+            raise TypeError(f"EvalHook has no argument {name!r}; did you mean {close[0]}=?")
+        if not takes_any:
+            if compute_metrics is None:
+                raise TypeError(
+                    f"EvalHook has no argument {name!r}, and there is no compute_metrics (nor a "
+                    "dataset with evaluate()) that could take it"
+                )
+            raise TypeError(
+                f"neither EvalHook nor compute_metrics has an argument {name!r}; compute_metrics "
+                f"takes {sorted(named)}"
+            )
+
+
+def check_save_best(save_best: object, n_saved: int | None) -> dict[str, int | None] | None:
+    """Return metric name to number of files; ``{"auto": n}`` for the automatic choice.
+
+    Raises:
+        TypeError: If it is neither a name, a list of names, nor a mapping name -> number.
+        ValueError: If a list or mapping is empty, or names a metric twice.
+    """
+    check_n_saved(n_saved)
+    if save_best is None:
+        return None
+    if isinstance(save_best, str):
+        names: dict[str, int | None] = {save_best: n_saved}
+    elif isinstance(save_best, Mapping):
+        names = dict(save_best)
+        for number in names.values():
+            check_n_saved(number)
+    elif isinstance(save_best, Sequence):
+        names = dict.fromkeys(save_best, n_saved)
+        if len(names) != len(save_best):
+            raise ValueError(f"save_best names a metric twice: {list(save_best)}")
+    else:
+        raise TypeError(
+            "save_best must be a metric name, a list of names, a mapping name -> files to keep, "
+            f"'auto' or None, got {save_best!r}"
+        )
+    if not names or not all(isinstance(name, str) and name for name in names):
+        raise ValueError(f"save_best must name at least one metric, got {save_best!r}")
+    if AUTO in names and len(names) > 1:
+        raise ValueError("save_best='auto' chooses one metric; it cannot be in a list of names")
+    return names
+
+
+def check_dataloader(dataloader: object) -> None:
+    """Refuse what cannot be gone through again and again.
+
+    Raises:
+        TypeError: If it is no iterable, or an iterator that is used up by one pass.
+    """
+    if dataloader is None:
+        return
+    if not hasattr(dataloader, "__iter__"):
+        if not hasattr(dataloader, "__getitem__"):
+            raise TypeError(
+                "dataloader must be a DataLoader or a re-iterable of batches (or None with a "
+                f"function as evaluator), got {type(dataloader).__name__}"
+            )
+    elif hasattr(dataloader, "__next__"):
+        raise TypeError(
+            f"dataloader must be re-iterable: a {type(dataloader).__name__} is used up by the "
+            "first evaluation; pass a DataLoader or a list of batches"
+        )
+
+
+def modules_of(model: object, argument: str = "model") -> list[nn.Module]:
+    """Return the modules in a module or a mapping of modules.
+
+    Raises:
+        TypeError: If it is neither.
+    """
+    if isinstance(model, nn.Module):
+        return [model]
+    if isinstance(model, Mapping) and model:
+        modules = list(model.values())
+        if all(isinstance(module, nn.Module) for module in modules):
+            return modules
+    raise TypeError(
+        f"{argument} must be a torch.nn.Module or a mapping of names to modules, got {model!r}"
+    )
+
+
+def check_functions(**functions: object) -> None:
+    """Refuse anything that cannot be called.
+
+    Raises:
+        TypeError: Naming the argument.
+    """
+    for name, function in functions.items():
+        if function is not None and not callable(function):
+            raise TypeError(f"{name} must be a function, got {type(function).__name__}")
+
+
+def check_choice(argument: str, value: object, allowed: Sequence[object]) -> None:
+    """Refuse a value that is none of those allowed.
+
+    Raises:
+        ValueError: Naming all of them.
+    """
+    if not any(value is choice or (value == choice and type(value) is type(choice))
+               for choice in allowed):  # fmt: skip
+        raise ValueError(f"{argument} must be one of {list(allowed)}, got {value!r}")
+
+
+def check_count(argument: str, value: object) -> None:
+    """Refuse a count that is no positive integer (``None`` is fine).
+
+    Raises:
+        ValueError: Naming the argument.
+    """
+    if value is not None and (type(value) is not int or value < 1):
+        raise ValueError(f"{argument} must be a positive integer or None, got {value!r}")

@@ -1,0 +1,372 @@
+"""Keep the best checkpoints on disk, and never lose one.
+
+:class:`BestCheckpoint` is Ignite's ``Checkpoint`` with a score function.  Ignite decides which
+files the top-k holds; what changes is the order of what happens on disk.  The new file is
+written beside the old one, made durable and put in place; then ``best.json``; only then is the
+old file removed.  When anything fails, files and memory are as they were.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from os import PathLike
+from typing import Any
+
+import torch
+from ignite.engine import Engine
+from ignite.handlers import Checkpoint
+from ignite.handlers.checkpoint import BaseSaveHandler
+
+from ._best import KEEP_ALL, Best, Target, legal
+from ._moment import Position
+from ._plain import to_plain
+from ._rules import Rule, infer_rule
+from ._sidecar import Kept, Sidecar
+from ._storage import Storage, open_storage
+from .exceptions import CheckpointError
+
+__all__ = ["BestCheckpoint"]
+
+OutDir = str | PathLike[str] | BaseSaveHandler
+ALIASES = (None, "copy", "link")
+ON_SAVE_ERROR = ("raise", "warn")
+
+
+class DeferredSaver(BaseSaveHandler):
+    """A save handler whose ``remove`` waits until the new file is accounted for.
+
+    Ignite's ``Checkpoint`` removes the old file before it writes the new one.  Here removing is
+    only noted, and done by :meth:`remove_dropped` when it is safe.
+    """
+
+    def __init__(self, target: Storage | BaseSaveHandler) -> None:
+        self.target = target
+        self.written: str | None = None
+        self.sha256: str | None = None
+        self.dropped: list[str] = []
+
+    def begin(self) -> None:
+        """Forget the previous save."""
+        self.written = self.sha256 = None
+        self.dropped = []
+
+    def __call__(
+        self,
+        checkpoint: Mapping[str, Any],
+        filename: str,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write ``checkpoint`` so that it is complete and durable, or not there at all."""
+        if isinstance(self.target, BaseSaveHandler):
+            self.target(checkpoint, filename, metadata)
+        else:
+            self.sha256 = self.target.write(filename, saver(checkpoint, "to_save"))
+        self.written = filename
+
+    def remove(self, filename: str) -> None:
+        """Note that ``filename`` is not needed any more."""
+        self.dropped.append(filename)
+
+    def remove_dropped(self, keep: set[str]) -> None:
+        """Remove what was noted, except ``keep`` and the file just written."""
+        for filename in self.dropped:
+            if filename != self.written and filename not in keep:
+                self.discard(filename)
+        self.dropped = []
+
+    def discard(self, filename: str) -> None:
+        """Remove one file; a missing one is fine."""
+        with suppress(FileNotFoundError):
+            self.target.remove(filename)
+
+
+def saver(state: Any, where: str) -> Callable[[Any], None]:
+    """Return a function that writes ``state`` to a binary file as ``weights_only`` can read it."""
+
+    def save(file: Any) -> None:
+        torch.save(to_plain(state, where), file)
+
+    return save
+
+
+class BestFiles:
+    """The best files in one folder: its ``best.json`` and the stable names.
+
+    Args:
+        target: Where files go.
+        sidecar: What is kept now.
+        alias: ``"copy"`` or ``"link"`` for a stable name ``best.pt``; ``None`` for none.
+    """
+
+    def __init__(self, target: Storage | BaseSaveHandler, sidecar: Sidecar, alias: str | None):
+        self.storage = None if isinstance(target, BaseSaveHandler) else target
+        self.sidecar = sidecar
+        self.alias = alias
+
+    @property
+    def sidecar_name(self) -> str:
+        """Name of the file with the account: ``best.json``, or with the hook's name in it."""
+        return sidecar_name(self.sidecar.name)
+
+    def alias_name(self, metric: str) -> str:
+        """Return the stable name of a metric's best file."""
+        first = self.sidecar.targets[0].metric
+        part = "" if metric == first else f"_{legal(metric)}"
+        return f"best{suffix(self.sidecar.name)}{part}.pt"
+
+    def commit(self, target: Target, entry: Kept, dropped: list[str]) -> set[str]:
+        """Account for a file that has just been made durable.
+
+        Returns:
+            Names of files that were listed before and are not any more.
+        """
+        before = self.sidecar
+        others = [
+            kept
+            for kept in before.of(target.metric)
+            if kept.file != entry.file and (kept.abandoned or kept.file not in dropped)
+        ]
+        after = before.with_entries(target, [*others, entry])
+        self.publish(after)
+        return before.files() - after.files()
+
+    def publish(self, after: Sidecar) -> None:
+        """Point the stable names and ``best.json`` at ``after``; on failure at what was before."""
+        before = self.sidecar
+        if self.storage is not None:
+            try:
+                self._point_aliases(after)
+                self.storage.write_text(sidecar_name(after.name), after.to_json())
+            except BaseException:
+                self._point_aliases(before)
+                raise
+        self.sidecar = after
+
+    def _point_aliases(self, sidecar: Sidecar) -> None:
+        if self.storage is None or self.alias is None:
+            return
+        for target in sidecar.targets:
+            top = sidecar.of(target.metric)[:1]
+            if top and self.storage.exists(top[0].file):
+                mode = "link" if self.alias == "link" else "copy"
+                self.storage.link_or_copy(top[0].file, self.alias_name(target.metric), mode)
+
+    def best(self, metric: str) -> Kept | None:
+        """Return the best file of ``metric`` that is listed."""
+        return next(iter(self.sidecar.of(metric)), None)
+
+
+class BestCheckpoint(Checkpoint):
+    """Keep the best checkpoints of one metric, safely.
+
+    Give it to ``EvalHook(checkpoint=...)``, which tells it what to follow.  By itself it is a
+    handler like Ignite's, with ``score_name`` (and ``rule``) saying what is best.
+
+    Args:
+        to_save: Name to object with a ``state_dict``, as for Ignite's ``Checkpoint``.
+        out_dir: A folder, an fsspec URL, or an Ignite save handler.
+        n_saved: Files to keep; ``None`` keeps all.
+        alias: ``"copy"`` or ``"link"``: keep a stable name ``best.pt`` too, as a copy or as a
+            hard link of our own file.
+        async_save: Not available yet; must be ``False``.
+        on_save_error: ``"raise"``, or ``"warn"``: log the failure and train on with the old best.
+        filename_pattern: As for Ignite's ``Checkpoint``: a format string of ``filename_prefix``,
+            ``name``, ``global_step``, ``score_name``, ``score`` and ``ext``.
+        score_name: The metric to follow when there is no hook.
+        rule: ``"greater"`` or ``"less"``; inferred from ``score_name`` by default.
+        global_step_transform: As for Ignite's ``Checkpoint``; only used without a hook.
+
+    Raises:
+        TypeError: If ``to_save`` holds objects without a ``state_dict``.
+        ValueError: If an option is none of those allowed.
+
+    Source:
+        Ignite's ``Checkpoint`` decides; the order of writing before removing is what Lightning
+        came to in its issue 1150.
+    """
+
+    def __init__(
+        self,
+        to_save: Mapping[str, Any],
+        out_dir: OutDir,
+        *,
+        n_saved: int | None = 1,
+        alias: str | None = None,
+        async_save: bool = False,
+        on_save_error: str = "raise",
+        filename_pattern: str | None = None,
+        score_name: str | None = None,
+        rule: str | None = None,
+        global_step_transform: Callable[..., int] | None = None,
+    ) -> None:
+        if alias not in ALIASES:
+            raise ValueError(f"alias must be one of {ALIASES}, got {alias!r}")
+        if on_save_error not in ON_SAVE_ERROR:
+            raise ValueError(f"on_save_error must be one of {ON_SAVE_ERROR}, got {on_save_error!r}")
+        if async_save:
+            raise ValueError("async_save=True is not available in this version; leave it out")
+        check_n_saved(n_saved)
+        where = out_dir if isinstance(out_dir, BaseSaveHandler) else open_storage(out_dir)
+        self.saver = DeferredSaver(where)
+        super().__init__(
+            to_save,
+            self.saver,
+            filename_prefix="best",
+            n_saved=n_saved,
+            global_step_transform=global_step_transform,
+            filename_pattern=filename_pattern,
+        )
+        self.alias = alias
+        self.on_save_error = on_save_error
+        self.files: BestFiles | None = None
+        self.target: Target | None = None
+        if score_name is not None:
+            found = Rule(rule) if rule is not None else infer_rule(score_name)
+            target = Target(score_name, found, n_saved or KEEP_ALL)
+            files = BestFiles(where, Sidecar("val", "", (target,)), alias)
+            self.bind(target, files, self._score_of_engine, self._position_of_engine)
+
+    def bind(
+        self,
+        target: Target,
+        files: BestFiles,
+        score_function: Callable[[Engine], float],
+        position: Callable[[Engine], Position],
+    ) -> None:
+        """Follow ``target``.
+
+        Args:
+            target: The metric and its rule.
+            files: The account to keep.
+            score_function: The score of an engine, signed so that higher is better.
+            position: Where training stands.
+        """
+        self.target = target
+        self.files = files
+        self.score_function = score_function
+        self.score_name = legal(target.metric)
+        self.filename_prefix = f"best{suffix(files.sidecar.name)}"
+        self.n_saved = None if target.n_saved >= KEEP_ALL else target.n_saved
+        self._position = position
+
+    def for_another(self) -> BestCheckpoint:
+        """Return an unbound checkpoint with the same settings, for another metric."""
+        twin = copy.copy(self)
+        twin.saver = DeferredSaver(self.saver.target)
+        twin.save_handler = twin.saver  # type: ignore[assignment]  # Ignite says DiskSaver
+        twin._saved = []
+        twin.files = twin.target = None
+        return twin
+
+    def __call__(self, engine: Engine, *args: Any, **kwargs: Any) -> None:
+        """Save if the score belongs to the top-k.
+
+        Raises:
+            CheckpointError: If the file, or the account of it, cannot be written.  Then files
+                and memory are as they were.
+        """
+        if self.target is None or self.files is None or self.score_function is None:
+            raise ValueError(
+                "this BestCheckpoint follows no metric: pass it to EvalHook(checkpoint=...) or "
+                "give it score_name="
+            )
+        signed = self.score_function(engine)
+        if not math.isfinite(signed):
+            return
+        score = signed if self.target.rule is Rule.GREATER else -signed
+        position = self._position(engine)
+        filename = self._filename(score, position.step)
+        saved, pattern, files = list(self._saved), self.filename_pattern, self.files
+        self.filename_pattern = filename.replace("{", "{{").replace("}", "}}")
+        self.saver.begin()
+        try:
+            super().__call__(engine)
+            if self.saver.written is None:
+                return
+            entry = Kept(score, position.epoch, position.iteration, filename, self.saver.sha256)
+            gone = files.commit(self.target, entry, self.saver.dropped)
+        except BaseException:
+            self._saved = saved
+            if self.saver.written is not None and filename not in files.sidecar.files():
+                self.saver.discard(filename)
+            raise
+        finally:
+            self.filename_pattern = pattern
+        self.saver.dropped = sorted({*self.saver.dropped, *gone})
+        self.saver.remove_dropped(files.sidecar.files())
+
+    def restore(self, live: tuple[Kept, ...]) -> None:
+        """Take over the files that an earlier part of the run has kept, best first."""
+        if self.target is None:
+            raise ValueError("bind() comes before restore()")
+        items = [Checkpoint.Item(self.target.rule.signed(e.score), e.file) for e in live]
+        self._saved = sorted(items, key=lambda item: item.priority)
+
+    def _filename(self, score: float, step: int) -> str:
+        fields = {
+            "filename_prefix": self.filename_prefix,
+            "name": next(iter(self.to_save)) if len(self.to_save) == 1 else "checkpoint",
+            "global_step": step,
+            "score_name": self.score_name,
+            "score": f"{score:.6g}",
+            "ext": self.ext,
+        }
+        pattern = "{filename_prefix}_{name}_{global_step}_{score_name}={score}.{ext}"
+        return (self.filename_pattern or pattern).format(**fields)
+
+    def _compare_fn(self, new: float) -> bool:
+        # Ignite's own hook for the comparison: a rule_map of the user's decides here as well.
+        if self.target is None:
+            return super()._compare_fn(new)
+        sign = 1.0 if self.target.rule is Rule.GREATER else -1.0
+        return self.target.is_better(sign * new, sign * self._saved[0].priority)
+
+    def _score_of_engine(self, engine: Engine) -> float:
+        if self.target is None or self.target.metric not in engine.state.metrics:
+            raise CheckpointError(
+                f"the engine has no metric {self.target and self.target.metric!r}; it has "
+                f"{list(engine.state.metrics)}"
+            )
+        return self.target.rule.signed(float(engine.state.metrics[self.target.metric]))
+
+    def _position_of_engine(self, engine: Engine) -> Position:
+        step = engine.state.iteration
+        if self.global_step_transform is not None:
+            step = self.global_step_transform(engine, engine.last_event_name)
+        return Position(engine.state.epoch, engine.state.iteration, step)
+
+
+def check_n_saved(n_saved: object) -> None:
+    """Refuse a number of files to keep that is no positive integer.
+
+    Raises:
+        ValueError: With words.
+    """
+    if n_saved is None or (type(n_saved) is int and n_saved >= 1):
+        return
+    raise ValueError(f"n_saved must be a positive integer or None (keep all), got {n_saved!r}")
+
+
+def suffix(name: str) -> str:
+    """Return what tells a hook's files from those of others; nothing for the default name."""
+    return "" if name == "val" else f"_{legal(name)}"
+
+
+def sidecar_name(name: str) -> str:
+    """Return the name of a hook's account of its best files."""
+    return f"best{suffix(name)}.json"
+
+
+def as_best(target: Target, entry: Kept, storage: Storage | None) -> Best:
+    """Return a kept file as the public value."""
+    path = None if storage is None else storage.path(entry.file)
+    return Best(target.metric, entry.score, entry.epoch, entry.iteration, path)
+
+
+def as_live(entry: Kept) -> Kept:
+    """Return ``entry`` as one that the run's history knows."""
+    return replace(entry, abandoned=False)

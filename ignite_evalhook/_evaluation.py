@@ -1,0 +1,188 @@
+"""Evaluate once: from a model and its data to plain metrics.
+
+:class:`Evaluation` knows how a hook evaluates and leaves training as it stood.  It neither
+knows why it runs nor what follows from the result.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from ignite.engine import Engine
+from torch import nn
+
+from ._evaluator import grad_mode, run_pass
+from ._loading import plan_batches
+from ._log import logger
+from ._quiet import quiet
+from ._results import PreEval, ResultCollector
+from .exceptions import EvaluationError
+
+__all__: list[str] = []
+
+ComputeMetrics = Callable[..., Mapping[str, Any]]
+Context = Callable[[], AbstractContextManager[Any]]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one evaluation measured: plain metrics, samples, and seconds."""
+
+    metrics: dict[str, Any]
+    samples: int | None
+    seconds: float
+
+
+@dataclass
+class Evaluation:
+    """How a hook evaluates."""
+
+    evaluator: Engine
+    function: Callable[[Engine | None], Mapping[str, Any]] | None
+    modules: Sequence[nn.Module]
+    limit_batches: int | None
+    compute_metrics: ComputeMetrics | None
+    eval_kwargs: Mapping[str, Any]
+    pre_eval: PreEval | None
+    derive: Mapping[str, Callable[[Mapping[str, Any]], Any]]
+    context: Context | None
+
+    @contextmanager
+    def session(self, dataloader: Iterable[Any] | None) -> Iterator[None]:
+        """Keep training as it stands while the body evaluates and saves."""
+        context = nullcontext if self.context is None else self.context
+        with quiet(self.modules, dataloader), context():
+            yield
+
+    def run(
+        self,
+        dataloader: Iterable[Any] | None,
+        trainer: Engine | None,
+        *,
+        announce: Callable[[dict[str, Any], Sequence[str]], None] | None,
+    ) -> Outcome:
+        """Evaluate, inside a :meth:`session`.
+
+        Args:
+            dataloader: The batches; ``None`` for a function evaluator.
+            trainer: Passed to a function evaluator.
+            announce: Called with the complete, plain metrics, and the names of those that
+                came from ``compute_metrics``, before the evaluator fires ``COMPLETED``.
+                ``None``: only answer, and do not fire it.
+        """
+        started = time.perf_counter()
+        computed: list[str] = []
+        collector = None
+        if self.compute_metrics is not None and self.function is None:
+            collector = ResultCollector(self.pre_eval)
+        source = [None] if self.function is not None else dataloader
+        if source is None:
+            raise ValueError("there is no dataloader to evaluate on; pass one to evaluate()")
+        batches = plan_batches(source, self.limit_batches, order=collector is not None)
+
+        def collect(output: Any, count: int | None) -> None:
+            if collector is not None:
+                collector.add(output, count, batches.next_indices())
+
+        outcome: dict[str, Any] = {}
+
+        def complete(metrics: dict[str, Any]) -> None:
+            if self.function is not None:
+                metrics.update(check_mapping(self.function(trainer), "the evaluator function"))
+            elif collector is not None:
+                computed.extend(self._compute(collector.results(), metrics))
+            for name in list(metrics):
+                metrics[name] = to_number(metrics[name])
+            for name, function in self.derive.items():
+                if name in metrics:
+                    raise EvaluationError(f"derive={name!r} would overwrite a metric of that name")
+                metrics[name] = to_number(function(metrics))
+            outcome.update(metrics)
+            if announce is not None:
+                announce(outcome, computed)
+
+        with nullcontext() if self.function is not None else grad_mode(self.evaluator):
+            samples = run_pass(
+                self.evaluator,
+                batches,
+                collect=collect if collector is not None else None,
+                complete=complete,
+                answer_only=announce is None,
+            )
+        seconds = time.perf_counter() - started
+        if self.function is not None:
+            samples = None
+        return Outcome(outcome, samples, seconds)
+
+    def _compute(self, results: list[Any], metrics: dict[str, Any]) -> list[str]:
+        compute = self.compute_metrics
+        if compute is None:
+            return []
+        kwargs = dict(self.eval_kwargs)
+        if "logger" in parameters_of(compute)[0] and "logger" not in kwargs:
+            kwargs["logger"] = logger
+        found = check_mapping(compute(results, **kwargs), "compute_metrics")
+        clash = [name for name in found if name in metrics]
+        if clash:
+            raise EvaluationError(
+                f"compute_metrics returned {clash}, which the evaluator's metrics hold already; "
+                "rename one of them"
+            )
+        metrics.update(found)
+        return list(found)
+
+
+def check_mapping(found: Any, who: str) -> Mapping[str, Any]:
+    """Return ``found`` if it maps names to values.
+
+    Raises:
+        EvaluationError: If it does not.
+    """
+    if found is None:
+        return {}
+    if not isinstance(found, Mapping) or not all(isinstance(name, str) for name in found):
+        raise EvaluationError(
+            f"{who} must return a mapping of names to values, got {type(found).__name__}"
+        )
+    return found
+
+
+def parameters_of(function: Callable[..., Any]) -> tuple[set[str], bool]:
+    """Return the keyword names of a function, and whether it takes any keyword at all."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # some builtins have no signature
+        return set(), True
+    named = {p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
+    return named, any(p.kind is p.VAR_KEYWORD for p in parameters)
+
+
+def to_number(value: Any) -> Any:
+    """Return a metric's value as plain Python: a float, a string, nested lists.
+
+    0-d tensors and NumPy scalars become floats, tensors and arrays nested lists; mappings and
+    sequences are converted inside; anything else becomes its ``repr``.
+    """
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, (bool, int, float)):
+        return float(value)
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu().tolist()
+        return to_number(value) if not isinstance(value, list) else value
+    numpy = sys.modules.get("numpy")
+    if numpy is not None and isinstance(value, (numpy.ndarray, numpy.generic)):
+        value = value.tolist()
+        return value if isinstance(value, list) else to_number(value)
+    if isinstance(value, Mapping):
+        return {str(key): to_number(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_number(item) for item in value]
+    return repr(value)

@@ -1,0 +1,396 @@
+"""Follow the metrics that ``save_best`` names: judge each evaluation, keep the best files.
+
+The follower is the part of a hook that knows targets, scores and checkpoints.  It judges by the
+run's own history; what the disk holds beyond that, after a restart, is only given up for its
+equal or better.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ignite.engine import Engine
+from ignite.handlers.checkpoint import BaseSaveHandler
+
+from ._arguments import AUTO
+from ._best import Best, Target, as_score
+from ._checkpoint import BestCheckpoint, BestFiles, as_best, as_live, sidecar_name
+from ._load_best import read_sidecar
+from ._log import logger
+from ._moment import Position
+from ._rules import Rule
+from ._sidecar import Kept, Sidecar, sort_entries
+from ._storage import Storage
+from .exceptions import CheckpointError, EvaluationError, StateError
+
+__all__: list[str] = []
+
+
+@dataclass(frozen=True)
+class Leader:
+    """The best evaluation of one metric so far."""
+
+    score: float
+    epoch: int
+    iteration: int
+
+
+class Follower:
+    """What a hook follows, and what is best.
+
+    Args:
+        name: The hook's name.
+        wanted: Metric to number of files; ``{"auto": n}``; empty to follow nothing.
+        make_target: Finds the rule of a metric; raises ``RuleInferenceError``.
+        checkpoint: Writes the files of the first metric; ``None`` follows without files.
+        on_bad_score: ``"raise"`` or ``"skip"``.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        wanted: Mapping[str, int | None],
+        make_target: Callable[[str, int | None], Target],
+        checkpoint: BestCheckpoint | None,
+        on_bad_score: str,
+    ) -> None:
+        self.name = name
+        self.wanted = dict(wanted)
+        self.checkpoint = checkpoint
+        self._make_target = make_target
+        self._on_bad_score = on_bad_score
+        self.leaders: dict[str, Leader] = {}
+        self._live: dict[str, tuple[Kept, ...]] = {}
+        self._checkpoints: dict[str, BestCheckpoint] = {}
+        self._files: BestFiles | None = None
+        self._score: Callable[[str], float] = lambda metric: -math.inf
+        self._position: Callable[[Engine], Position] | None = None
+        self.run_id = ""
+        self.targets: tuple[Target, ...] = ()
+        if AUTO not in self.wanted:
+            self.targets = tuple(make_target(metric, n) for metric, n in self.wanted.items())
+
+    @property
+    def where(self) -> Storage | BaseSaveHandler | None:
+        """Where best files go."""
+        return None if self.checkpoint is None else self.checkpoint.saver.target
+
+    @property
+    def storage(self) -> Storage | None:
+        """The folder that best files go to, if it is one."""
+        return None if isinstance(self.where, BaseSaveHandler) else self.where
+
+    def target(self, metric: str | None = None) -> Target:
+        """Return the followed metric of that name, or the first one.
+
+        Raises:
+            ValueError: If it is not followed, or (for the first) nothing is.
+        """
+        if metric is None:
+            if not self.targets:
+                why = "is not resolved yet" if AUTO in self.wanted else "names no metric"
+                raise ValueError(f"no metric is followed: save_best {why}; pass metric=")
+            return self.targets[0]
+        for target in self.targets:
+            if target.metric == metric:
+                return target
+        raise ValueError(
+            f"{metric!r} is not followed; save_best names {[t.metric for t in self.targets]}"
+        )
+
+    # -- judging ------------------------------------------------------------------------------
+
+    def resolve(self, metrics: Mapping[str, Any], order: Iterable[str]) -> None:
+        """Let ``"auto"`` choose the first scalar in ``order``, once.
+
+        Raises:
+            EvaluationError: If there is no scalar.
+            RuleInferenceError: If its name does not tell the rule.
+        """
+        if self.targets or AUTO not in self.wanted or not metrics:
+            return
+        for metric in order:
+            if as_score(metrics.get(metric)) is not None:
+                self.targets = (self._make_target(metric, self.wanted[AUTO]),)
+                self._bind()
+                return
+        raise EvaluationError(f"save_best='auto' found no number among {list(metrics)}")
+
+    def check_auto(self, metrics: Mapping[str, Any], order: Iterable[str]) -> None:
+        """Raise what :meth:`resolve` would raise for lack of a rule, without resolving."""
+        for metric in order:
+            if as_score(metrics.get(metric)) is not None:
+                self._make_target(metric, self.wanted[AUTO])
+                return
+
+    def judge(self, metrics: Mapping[str, Any], *, empty: bool, when: str) -> dict[str, float]:
+        """Return the scores by metric that can be compared.
+
+        Args:
+            metrics: The complete metrics of an evaluation.
+            empty: Whether the evaluation had nothing to say, which is no mistake.
+            when: Words for the moment, for messages.
+
+        Raises:
+            EvaluationError: If a followed metric is missing or no number.
+        """
+        scores: dict[str, float] = {}
+        for target in self.targets:
+            score = as_score(metrics.get(target.metric))
+            if score is not None and math.isfinite(score):
+                scores[target.metric] = score
+            elif score is not None:
+                logger.warning(
+                    "%s %s: %s is %s; recorded, but never the best",
+                    self.name, when, target.metric, score,
+                )  # fmt: skip
+            else:
+                self._bad_score(target.metric, metrics, empty, when)
+        return scores
+
+    def _bad_score(self, metric: str, metrics: Mapping[str, Any], empty: bool, when: str) -> None:
+        if metric in metrics:
+            what = f"{metric!r} is no number: {metrics[metric]!r:.80}"
+        else:
+            what = missing_words(metric, metrics)
+        if empty:
+            logger.warning("%s %s: the result is empty; recorded without a score", self.name, when)
+        elif self._on_bad_score == "skip":
+            logger.warning("%s %s: %s; recorded without a score", self.name, when, what)
+        else:
+            raise EvaluationError(f"{self.name} {when}: {what}; on_bad_score='skip' records it")
+
+    def improved(self, scores: Mapping[str, float]) -> tuple[str, ...]:
+        """Return the metrics for which ``scores`` are a new best."""
+        return tuple(
+            target.metric
+            for target in self.targets
+            if target.metric in scores
+            and target.is_better(scores[target.metric], self.leading_score(target.metric))
+        )
+
+    def leading_score(self, metric: str) -> float | None:
+        """Return the best score of a metric so far."""
+        leader = self.leaders.get(metric)
+        return None if leader is None else leader.score
+
+    # -- files --------------------------------------------------------------------------------
+
+    def connect(
+        self, score: Callable[[str], float], position: Callable[[Engine], Position]
+    ) -> None:
+        """Say where scores (signed, higher is better) and positions are to be had."""
+        self._score, self._position = score, position
+
+    def save(self, engine: Engine, scores: Mapping[str, float]) -> set[str]:
+        """Save what belongs to the top-k.
+
+        Returns:
+            The metrics whose files could not be written, where that is allowed.
+
+        Raises:
+            CheckpointError: If a file cannot be written.
+        """
+        failed: set[str] = set()
+        for metric, checkpoint in self._checkpoints.items():
+            if metric not in scores:
+                continue
+            try:
+                checkpoint(engine)
+            except CheckpointError as error:
+                if checkpoint.on_save_error != "warn":
+                    raise
+                failed.add(metric)
+                logger.error("%s: the best %s was not saved: %s", self.name, metric, error)
+            else:
+                self._note_live(metric, checkpoint)
+        return failed
+
+    def _note_live(self, metric: str, checkpoint: BestCheckpoint) -> None:
+        files = {item.filename for item in checkpoint._saved}
+        entries = self._files.sidecar.of(metric) if self._files is not None else ()
+        listed = {e.file: e for e in (*self._live.get(metric, ()), *entries) if e.file in files}
+        self._live[metric] = sort_entries(self.target(metric), listed.values())
+
+    def accept(self, improved: Iterable[str], scores: Mapping[str, float], at: Position) -> None:
+        """Remember new bests."""
+        for metric in improved:
+            self.leaders[metric] = Leader(scores[metric], at.epoch, at.iteration)
+
+    def best(self, metric: str | None = None) -> Best | None:
+        """Return the best of a metric by the run's own history."""
+        if metric is None and not self.targets:
+            return None
+        target = self.target(metric)
+        leader = self.leaders.get(target.metric)
+        if leader is None:
+            return None
+        plain = Best(target.metric, leader.score, leader.epoch, leader.iteration)
+        listed = self._files.sidecar.of(target.metric) if self._files is not None else ()
+        for entry in listed:
+            if entry.iteration == leader.iteration:
+                return as_best(target, entry, self.storage)
+        return plain
+
+    def entry_on_disk(self, metric: str) -> Kept | None:
+        """Return the best file that the folder holds, of an abandoned stretch or not."""
+        if self._files is not None:
+            return self._files.best(metric)
+        found = (
+            None if self.storage is None else read_sidecar(self.storage, sidecar_name(self.name))
+        )
+        return None if found is None else next(iter(found.of(metric)), None)
+
+    def bests(self) -> dict[str, tuple[Best, ...]]:
+        """Return what is kept for each metric by the run's own history, best first."""
+        found: dict[str, tuple[Best, ...]] = {}
+        for target in self.targets:
+            present = set() if self._files is None else self._files.sidecar.files()
+            kept = tuple(
+                as_best(target, entry, self.storage if entry.file in present else None)
+                for entry in self._live.get(target.metric, ())
+            )
+            best = self.best(target.metric)
+            found[target.metric] = kept or (() if best is None else (best,))
+        return found
+
+    # -- runs and restarts --------------------------------------------------------------------
+
+    def forget(self) -> None:
+        """Forget every best; touch no file."""
+        self.leaders.clear()
+        self._live.clear()
+        self._checkpoints.clear()
+        self._files = None
+        if AUTO in self.wanted:
+            self.targets = ()
+
+    def begin(self, run_id: str) -> None:
+        """Take the folder over for a run: bring its files and this run's history together."""
+        self.run_id = run_id
+        self._files = None
+        self._checkpoints.clear()
+        self._bind()
+
+    def _bind(self) -> None:
+        where = self.where
+        if where is None or self.checkpoint is None or not self.targets or self._position is None:
+            return
+        empty = Sidecar(self.name, self.run_id, self.targets)
+        self._files = BestFiles(where, empty, self.checkpoint.alias)
+        for number, target in enumerate(self.targets):
+            checkpoint = self.checkpoint if number == 0 else self.checkpoint.for_another()
+            score = _scored(self._score, target.metric)
+            checkpoint.bind(target, self._files, score, self._position)
+            self._live[target.metric] = self._live.get(target.metric, ())
+            checkpoint.restore(self._live[target.metric])
+            self._checkpoints[target.metric] = checkpoint
+        if isinstance(where, Storage):
+            self._reconcile(where)
+
+    def _reconcile(self, storage: Storage) -> None:
+        """List what is on disk: live files, and better ones of an abandoned stretch."""
+        found = read_sidecar(storage, sidecar_name(self.name))
+        after = Sidecar(self.name, self.run_id, self.targets)
+        surplus: set[str] = set()
+        for target in self.targets:
+            live = self._live.get(target.metric, ())
+            files = {entry.file: entry for entry in live}
+            for entry in () if found is None else found.of(target.metric):
+                files.setdefault(entry.file, replace(entry, abandoned=True))
+            whole = [entry for entry in files.values() if self._is_whole(storage, entry)]
+            after = after.with_entries(target, self._within_limit(target, whole))
+            surplus |= {entry.file for entry in whole}
+            if live and not after.of(target.metric):
+                logger.warning(
+                    "%s: the file of the best %s, %s, is not in %s any more",
+                    self.name, target.metric, live[0].file, storage.location,
+                )  # fmt: skip
+        if self._files is None or (found is None and not after.files()):
+            return
+        self._files.publish(after)
+        for file in sorted(surplus - after.files()):
+            storage.remove(file)
+
+    def _within_limit(self, target: Target, entries: Sequence[Kept]) -> list[Kept]:
+        """Drop live entries beyond ``n_saved``, which a restart may have lowered."""
+        ordered = sort_entries(target, entries)
+        live = [entry for entry in ordered if not entry.abandoned][: target.n_saved]
+        self._live[target.metric] = self._live[target.metric][: target.n_saved]
+        self._checkpoints[target.metric].restore(self._live[target.metric])
+        return [*live, *(entry for entry in ordered if entry.abandoned)]
+
+    def _is_whole(self, storage: Storage, entry: Kept) -> bool:
+        if not storage.exists(entry.file):
+            return False
+        if entry.sha256 is None or storage.sha256(entry.file) == entry.sha256:
+            return True
+        logger.warning("%s: %s is damaged and not used", self.name, storage.path(entry.file))
+        return False
+
+    # -- state --------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """Return targets, bests and kept files as plain values; file names are relative."""
+        return {
+            "auto": AUTO in self.wanted,
+            "targets": [[t.metric, t.rule.value] for t in self.targets],
+            "leaders": {
+                m: [leader.score, leader.epoch, leader.iteration]
+                for m, leader in self.leaders.items()
+            },
+            "kept": {m: [e.to_dict() for e in kept] for m, kept in self._live.items()},
+        }
+
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """Refuse a state that followed other metrics or another rule.
+
+        Raises:
+            StateError: With words.
+        """
+        theirs = [(str(metric), Rule(rule)) for metric, rule in state["targets"]]
+        if AUTO in self.wanted:
+            theirs = [] if state["auto"] else theirs
+            ours: list[tuple[str, Rule]] = []
+        else:
+            ours = [(t.metric, t.rule) for t in self.targets]
+        if theirs == ours or (not theirs and state["auto"] == (AUTO in self.wanted)):
+            return
+        raise StateError(
+            f"the state of {self.name!r} followed {_words(theirs) or 'nothing'}, this hook follows "
+            f"{_words(ours) or 'nothing'}; call hook.reset() first to forget that history and best"
+        )
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Take over what :meth:`state` returned, after :meth:`check_state`."""
+        self.forget()
+        if AUTO in self.wanted and state["targets"]:
+            metric, rule = state["targets"][0]
+            target = self._make_target(metric, self.wanted[AUTO])
+            if target.rule is not Rule(rule):
+                raise StateError(f"the state's rule for {metric!r} was {rule!r}")
+            self.targets = (target,)
+        self.leaders = {m: Leader(*leader) for m, leader in state["leaders"].items()}
+        self._live = {
+            m: tuple(as_live(Kept(**entry)) for entry in kept) for m, kept in state["kept"].items()
+        }
+
+
+def _scored(score: Callable[[str], float], metric: str) -> Callable[[Engine], float]:
+    return lambda engine: score(metric)
+
+
+def _words(targets: Sequence[tuple[str, Rule]]) -> str:
+    return ", ".join(f"{metric} ({rule.value})" for metric, rule in targets)
+
+
+def missing_words(metric: str, metrics: Iterable[str]) -> str:
+    """Say that a metric is missing, which ones there are, and what was probably meant."""
+    names = list(metrics)
+    close = difflib.get_close_matches(metric, names, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    return f"there is no metric {metric!r} in the result, which has {names}{hint}"

@@ -1,0 +1,72 @@
+"""Hash a file while it is being written, so that nobody has to read it again.
+
+:class:`HashingFile` stands between a function that writes and the system call, and remembers
+the first error between them.  It knows nothing about where the bytes go.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable
+from typing import TYPE_CHECKING, BinaryIO
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+__all__ = ["HashingFile"]
+
+_BUFFER = 1 << 20  # bytes held back; larger pieces pass through uncopied
+
+
+class HashingFile(io.RawIOBase):
+    """Pass what is written on to ``write``, hashing and counting it on the way.
+
+    Attributes:
+        digest: The running SHA-256.
+        count: Bytes written so far.
+    """
+
+    def __init__(self, write: Callable[[Buffer], int | None]) -> None:
+        self.digest = hashlib.sha256()
+        self.count = 0
+        self._write = write
+        self._error: BaseException | None = None
+
+    def writable(self) -> bool:
+        """Return ``True``."""
+        return True
+
+    def write(self, data: Buffer, /) -> int:
+        """Write as much of ``data`` as one call takes, and return how many bytes that was."""
+        view = memoryview(data)
+        if self._error is not None:  # a buffer that is dropped flushes once more
+            return len(view)
+        try:
+            written = self._write(view)
+            count = len(view) if written is None else written
+            self.digest.update(view[:count])
+        except BaseException as error:
+            self._error = error
+            raise
+        self.count += count
+        return count
+
+    def fill(self, save: Callable[[BinaryIO], object]) -> None:
+        """Let ``save`` write everything, and raise the first thing that went wrong.
+
+        ``torch.save`` turns an exception of its file, be it "disk full" or Ctrl-C, into a
+        RuntimeError about positions in an archive: the first one is what the user must see.
+        """
+        buffered = io.BufferedWriter(self, _BUFFER)
+        try:
+            save(buffered)
+            if not buffered.closed:
+                buffered.detach()  # flushes, and makes later writes fail
+        except BaseException as error:
+            first = self._error
+            self._error = first or error
+            if first is None or first is error:
+                raise
+        if self._error is not None:
+            raise self._error

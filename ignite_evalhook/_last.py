@@ -1,0 +1,209 @@
+"""Keep the "last" checkpoint, from which a broken run goes on.
+
+It is written when every handler of the moment has run, so that schedulers attached later are in
+it too, and it holds the random generators, so that shuffling and dropout go on as they would
+have.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from ignite.handlers import Checkpoint
+from torch import nn
+
+from ._checkpoint import DeferredSaver
+from ._evaluator import unwrap
+from ._load_best import load_objects, read_checkpoint
+from ._storage import Storage
+from .exceptions import StateError
+
+__all__: list[str] = []
+
+
+class LastCheckpoint:
+    """The last checkpoint of a run.
+
+    Args:
+        storage: Its folder.
+        file: Its name.
+        to_save: Name to object; the trainer and the hook are among them.
+        trainer: The engine that trains.
+        every: Save at every so many occasions.
+        version: Tells whether anything but the trainer's counters has changed.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        file: str,
+        to_save: Mapping[str, Any],
+        trainer: Engine,
+        every: int,
+        version: Callable[[], int],
+    ) -> None:
+        self._storage = storage
+        self._file = file
+        self._to_save = dict(to_save)
+        self._trainer = trainer
+        self._every = every
+        self._version = version
+        self._saved_at: tuple[int, int] | None = None
+        self._random = RandomState(trainer)
+        self._checkpoint = Checkpoint(
+            {**self._to_save, "random": self._random},
+            DeferredSaver(storage),
+            filename_pattern=file.replace("{", "{{").replace("}", "}}"),
+            n_saved=None,
+        )
+
+    def resume(self) -> bool:
+        """Load the file, if there is one.
+
+        Raises:
+            StateError: If it was not written by ``keep_last``, or for other objects.
+            CheckpointError: If it is damaged.
+        """
+        if not self._storage.exists(self._file):
+            return False
+        where = str(self._storage.path(self._file))
+        checkpoint = read_checkpoint(self._storage, self._file)
+        if "eval_hook" not in checkpoint or "trainer" not in checkpoint:
+            raise StateError(
+                f"{where} was not written by keep_last(); move it away or use another out_dir"
+            )
+        missing = [name for name in self._to_save if name not in checkpoint]
+        if missing:
+            raise StateError(
+                f"{where} has no {missing}; it has {list(checkpoint)}; pass the same to_save as "
+                "before, or resume=False"
+            )
+        for name, item in self._to_save.items():
+            if isinstance(item, nn.Module):
+                check_fits(item, checkpoint[name], f"{where}: {name!r}")
+        # The hook first: it is the one that may refuse, and then nothing else has changed.
+        names = sorted(self._to_save, key=lambda name: (name != "eval_hook", name != "trainer"))
+        load_objects({name: self._to_save[name] for name in names}, checkpoint, where)
+        self._random.pending = checkpoint.get("random")
+        return True
+
+    def started(self) -> None:
+        """Note that a run starts: the random generators go on from the loaded state."""
+        self._saved_at = None
+        self._after(Events.STARTED, self._restore_random)
+
+    def occasion(self, event: Any, number: int) -> None:
+        """Save after the handlers of ``event``, if it is the turn of occasion ``number``."""
+        if number % self._every == 0:
+            self._after(event, self._save)
+
+    def ended(self, event: Any) -> None:
+        """Save after the handlers of ``event``, unless the file holds this very state."""
+        if self._saved_at != self._now():
+            self._after(event, self._save)
+
+    def _after(self, event: Any, handler: Callable[[Engine, Any], None]) -> None:
+        # A handler added while an event is being fired runs at the end of that very firing.
+        if not self._trainer.has_event_handler(handler, event):
+            self._trainer.add_event_handler(event, handler, event)
+
+    def _restore_random(self, engine: Engine, event: Any) -> None:
+        engine.remove_event_handler(self._restore_random, event)
+        self._random.restore()
+
+    def _save(self, engine: Engine, event: Any) -> None:
+        engine.remove_event_handler(self._save, event)
+        event_name = engine.last_event_name
+        try:
+            self._checkpoint(engine)
+        finally:
+            engine.last_event_name = event_name
+        self._saved_at = self._now()
+
+    def _now(self) -> tuple[int, int]:
+        return self._trainer.state.iteration, self._version()
+
+
+class RandomState:
+    """The random generators of this process, as an object to be saved.
+
+    Loading is put off until training starts, since building the model draws from them.
+    """
+
+    def __init__(self, trainer: Engine) -> None:
+        self._trainer = trainer
+        self.pending: Mapping[str, Any] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of torch's, Python's and NumPy's generators and of the loader's."""
+        version, words, gauss = random.getstate()
+        state: dict[str, Any] = {
+            "torch": torch.get_rng_state(),
+            "cuda": _cuda_states(),
+            "python": [version, list(words), gauss],
+            "loader": [generator.get_state() for generator in self._loader_generators()],
+        }
+        numpy = sys.modules.get("numpy")
+        if numpy is not None:
+            kind, keys, position, has_gauss, cached = numpy.random.get_state()
+            state["numpy"] = [kind, keys.tolist(), position, has_gauss, cached]
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Keep ``state`` for :meth:`restore`."""
+        self.pending = state
+
+    def restore(self) -> None:
+        """Set the generators to the loaded state, once."""
+        state, self.pending = self.pending, None
+        if state is None:
+            return
+        torch.set_rng_state(state["torch"])
+        if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(state["cuda"])
+        version, words, gauss = state["python"]
+        random.setstate((version, tuple(words), gauss))
+        generators = self._loader_generators()
+        if len(generators) == len(state["loader"]):
+            for generator, value in zip(generators, state["loader"], strict=True):
+                generator.set_state(value)
+        numpy = sys.modules.get("numpy")
+        if numpy is not None and "numpy" in state:
+            numpy.random.set_state(tuple(state["numpy"]))
+
+    def _loader_generators(self) -> list[torch.Generator]:
+        loader = self._trainer.state.dataloader
+        holders = (loader, getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None))
+        found = [getattr(holder, "generator", None) for holder in holders]
+        unique = {id(g): g for g in found if isinstance(g, torch.Generator)}
+        return list(unique.values())
+
+
+def _cuda_states() -> list[torch.Tensor]:
+    started = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    return torch.cuda.get_rng_state_all() if started else []
+
+
+def check_fits(module: nn.Module, state: Any, where: str) -> None:
+    """Refuse a state whose names or shapes are not the module's, before anything is loaded.
+
+    Raises:
+        StateError: Naming what differs.
+    """
+    own = unwrap(module).state_dict()
+    if not isinstance(state, Mapping):
+        raise StateError(f"{where} is a {type(state).__name__}, no state of a module")
+    differing = sorted(set(own) ^ set(state)) or [
+        name
+        for name, value in own.items()
+        if isinstance(value, torch.Tensor)
+        and isinstance(state[name], torch.Tensor)
+        and value.shape != state[name].shape
+    ]
+    if differing:
+        raise StateError(f"{where} does not fit the module; these differ: {differing[:5]}")

@@ -1,0 +1,152 @@
+"""Find and load the best checkpoint of a folder, without a hook."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from os import PathLike
+from typing import Any
+
+import torch
+from ignite.handlers import Checkpoint
+
+from ._best import Best
+from ._checkpoint import as_best, sidecar_name
+from ._sidecar import Kept, Sidecar
+from ._storage import Storage, open_storage
+from .exceptions import CheckpointError
+
+__all__ = ["find_best", "load_best"]
+
+
+def find_best(
+    out_dir: str | PathLike[str], metric: str | None = None, *, name: str | None = None
+) -> Best:
+    """Return the best checkpoint that a run has left in ``out_dir``.
+
+    Args:
+        out_dir: The folder or fsspec URL that the hook wrote to.
+        metric: The metric; by default the first one that the hook followed.
+        name: The hook's name, if the folder holds files of several.
+
+    Raises:
+        CheckpointError: If there is none, or its file is missing.
+        ValueError: If ``metric`` or ``name`` does not say which one is meant.
+    """
+    storage = open_storage(out_dir)
+    sidecar, entry = _find(storage, metric, name)
+    target = next(t for t in sidecar.targets if entry in sidecar.of(t.metric))
+    return as_best(target, entry, storage)
+
+
+def load_best(
+    out_dir: str | PathLike[str],
+    to_load: Mapping[str, Any],
+    *,
+    metric: str | None = None,
+    name: str | None = None,
+) -> Best:
+    """Load the best checkpoint of ``out_dir`` into objects.
+
+    Args:
+        out_dir: The folder or fsspec URL that the hook wrote to.
+        to_load: Name to object with ``load_state_dict``; names as in ``to_save``.
+        metric: The metric; by default the first one that the hook followed.
+        name: The hook's name, if the folder holds files of several.
+
+    Raises:
+        CheckpointError: If there is none, or its file is missing or damaged.
+        ValueError: If a name of ``to_load`` is not in the file.
+    """
+    storage = open_storage(out_dir)
+    sidecar, entry = _find(storage, metric, name)
+    load_entry(storage, entry, to_load)
+    target = next(t for t in sidecar.targets if entry in sidecar.of(t.metric))
+    return as_best(target, entry, storage)
+
+
+def load_entry(storage: Storage, entry: Kept, to_load: Mapping[str, Any]) -> None:
+    """Check a file's SHA-256 and load it.
+
+    Raises:
+        CheckpointError: If it is missing, damaged, or lacks a name of ``to_load``.
+    """
+    if not storage.exists(entry.file):
+        raise CheckpointError(f"the best checkpoint {storage.path(entry.file)} is missing")
+    found = storage.sha256(entry.file)
+    if entry.sha256 is not None and found != entry.sha256:
+        raise CheckpointError(
+            f"the best checkpoint {storage.path(entry.file)} is damaged: its SHA-256 is {found}, "
+            f"best.json says {entry.sha256}"
+        )
+    checkpoint = read_checkpoint(storage, entry.file)
+    load_objects(to_load, checkpoint, str(storage.path(entry.file)))
+
+
+def read_checkpoint(storage: Storage, file: str) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU.
+
+    Raises:
+        CheckpointError: If it cannot be read.
+    """
+    try:
+        with storage.open(file) as stream:
+            checkpoint = torch.load(stream, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise CheckpointError(
+            f"cannot read the checkpoint {storage.path(file)}: {error}"
+        ) from error
+    if not isinstance(checkpoint, dict):
+        raise CheckpointError(f"{storage.path(file)} holds a {type(checkpoint).__name__}, no dict")
+    return checkpoint
+
+
+def load_objects(to_load: Mapping[str, Any], checkpoint: dict[str, Any], where: str) -> None:
+    """Load states into objects, as Ignite does, after checking that each one is there.
+
+    Raises:
+        ValueError: If a name is missing.
+    """
+    missing = [name for name in to_load if name not in checkpoint]
+    if missing and len(to_load) > 1:
+        raise ValueError(f"{where} has no {missing}; it has {list(checkpoint)}")
+    Checkpoint.load_objects(to_load=to_load, checkpoint=checkpoint)
+
+
+def read_sidecar(storage: Storage, file: str) -> Sidecar | None:
+    """Read an account of best files; ``None`` if there is none.
+
+    Raises:
+        CheckpointError: If it is damaged or not ours.
+    """
+    text = storage.read_text(file)
+    if text is None:
+        return None
+    try:
+        return Sidecar.from_json(text)
+    except ValueError as error:
+        raise CheckpointError(f"{storage.path(file)}: {error}") from error
+
+
+def _find(storage: Storage, metric: str | None, name: str | None) -> tuple[Sidecar, Kept]:
+    if name is not None:
+        files = [sidecar_name(name)]
+    else:
+        files = [f for f in storage.list() if f.startswith("best") and f.endswith(".json")]
+    sidecars = [s for s in (read_sidecar(storage, file) for file in sorted(files)) if s]
+    if not sidecars:
+        wanted = "best*.json" if name is None else sidecar_name(name)
+        raise CheckpointError(f"{storage.location} has no {wanted}: no best was saved there")
+    known = [t.metric for s in sidecars for t in s.targets]
+    if metric is not None:
+        sidecars = [s for s in sidecars if metric in [t.metric for t in s.targets]]
+        if not sidecars:
+            raise ValueError(f"no best of {metric!r} in {storage.location}; there are {known}")
+    if len(sidecars) > 1:
+        names = [s.name for s in sidecars]
+        raise ValueError(f"{storage.location} holds the best of several hooks; pass name={names}")
+    sidecar = sidecars[0]
+    wanted = sidecar.targets[0].metric if metric is None else metric
+    entry = next(iter(sidecar.of(wanted)), None)
+    if entry is None:
+        raise CheckpointError(f"no best of {wanted!r} has been saved in {storage.location} yet")
+    return sidecar, entry

@@ -1,0 +1,138 @@
+"""Go through the evaluation data once.
+
+:class:`Batches` is one pass over a loader: it counts, it stops after ``limit_batches``, it can
+not be started twice, and it knows which samples of the dataset a batch holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sized
+from itertools import islice
+from typing import Any
+
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler
+
+from .exceptions import EvaluationError
+
+__all__: list[str] = []
+
+
+class Batches:
+    """One pass over some batches.
+
+    Attributes:
+        length: Number of batches, if it is known beforehand.
+        seen: Batches handed out so far.
+    """
+
+    def __init__(
+        self,
+        source: Iterable[Any],
+        length: int | None,
+        limit: int | None,
+        indices: Iterable[list[int]] | None,
+    ) -> None:
+        self.length = length if limit is None or length is None else min(length, limit)
+        self.seen = 0
+        self._source = source
+        self._limit = limit
+        self._iterator: Iterator[Any] | None = None
+        self._indices = None if indices is None else iter(indices)
+        self._at_end = False
+
+    def __iter__(self) -> Iterator[Any]:
+        # Ignite asks for a new iterator when one ends early; a second pass would count twice.
+        if self._iterator is None:
+            self._iterator = islice(iter(self._source), self._limit)
+        return self
+
+    def __next__(self) -> Any:
+        if self._iterator is None:
+            iter(self)
+        try:
+            batch = next(self._iterator)  # type: ignore[arg-type]  # iter() has just set it
+        except StopIteration:
+            self._at_end = True
+            if self.seen == 0:
+                raise EvaluationError("the evaluation data is empty: no batch came") from None
+            raise
+        self.seen += 1
+        return batch
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether every batch was handed out."""
+        return self._at_end or (self.length is not None and self.seen == self.length)
+
+    def next_indices(self) -> list[int] | None:
+        """Return the dataset indices of the next batch; ``None`` if they cannot be known."""
+        return None if self._indices is None else next(self._indices, None)
+
+    def close(self) -> None:
+        """Let go of the loader's iterator, and so of its worker processes."""
+        self._iterator = iter(())
+
+
+def plan_batches(data: Iterable[Any], limit: int | None = None, *, order: bool = False) -> Batches:
+    """Plan one pass over ``data``.
+
+    Args:
+        data: A ``DataLoader`` or any other iterable of batches.
+        limit: Batches to stop after; ``None`` for all.
+        order: Keep track of which samples of the dataset each batch holds.
+    """
+    if not isinstance(data, DataLoader):
+        length = len(data) if isinstance(data, (list, tuple)) else None
+        return Batches(data, length or None, limit, None)
+    if isinstance(data.dataset, IterableDataset):
+        return Batches(data, None, limit, None)
+    indices: list[list[int]] | None = None
+    if order:
+        indices = batch_indices(data)
+        if indices is None:
+            indices = draw_order(data)
+            data = with_order(data, indices)
+    return Batches(data, len(data) or None, limit, indices)
+
+
+def batch_indices(loader: DataLoader[Any]) -> list[list[int]] | None:
+    """Return the dataset indices of each batch of a loader that keeps the dataset's order."""
+    sampler = loader.batch_sampler
+    if (
+        type(sampler) is not BatchSampler
+        or type(sampler.sampler) is not SequentialSampler
+        or not isinstance(loader.dataset, Sized)
+    ):
+        return None
+    return [list(batch) for batch in sampler]
+
+
+def draw_order(loader: DataLoader[Any]) -> list[list[int]]:
+    """Let the loader's sampler decide on the batches of this pass, and write them down."""
+    if loader.batch_sampler is None:
+        return [[index] for index in loader.sampler]
+    return [list(batch) for batch in loader.batch_sampler]
+
+
+def with_order(loader: DataLoader[Any], order: list[list[int]]) -> DataLoader[Any]:
+    """Return a loader like ``loader`` that serves just these batches.
+
+    Source:
+        Remaking a loader around another sampler is what Accelerate and Lightning do for
+        distributed runs; the code is our own.
+    """
+    options: dict[str, Any] = {
+        "num_workers": loader.num_workers,
+        "collate_fn": loader.collate_fn,
+        "pin_memory": loader.pin_memory,
+        "timeout": loader.timeout,
+        "worker_init_fn": loader.worker_init_fn,
+        "multiprocessing_context": loader.multiprocessing_context,
+        "generator": loader.generator,
+    }
+    if loader.num_workers > 0:
+        options["prefetch_factor"] = loader.prefetch_factor
+    if loader.batch_sampler is None:
+        flat = [index for batch in order for index in batch]
+        return DataLoader(loader.dataset, batch_size=None, sampler=flat, **options)
+    return DataLoader(loader.dataset, batch_sampler=order, **options)

@@ -1,0 +1,136 @@
+"""Tell where training stands, and whether an evaluation is due there.
+
+Reads the counters of an engine's ``state`` (any object that has them); changes nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from ._schedule import Schedule
+
+__all__: list[str] = []
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where training stands.
+
+    Attributes:
+        epoch: The epoch under way or just completed, 1-based; 0 is before training.
+        iteration: Completed iterations.
+        step: What the schedule counts: the epoch or the iteration.
+    """
+
+    epoch: int
+    iteration: int
+    step: int
+
+    def __str__(self) -> str:
+        if self.iteration == 0:
+            return "the start"
+        return f"epoch {self.epoch} (iteration {self.iteration})"
+
+
+START = Position(0, 0, 0)
+
+
+def position(state: Any, schedule: Schedule, *, epoch_started: bool = False) -> Position:
+    """Return where training stands.
+
+    Args:
+        state: The trainer's state.
+        schedule: Says what a step is.
+        epoch_started: Whether ``EPOCH_STARTED`` is being fired, where Ignite's counter already
+            names the epoch to come.
+    """
+    length, iteration = state.epoch_length, state.iteration
+    # After a restart in the middle of an epoch Ignite's counter names the one before.
+    under_way = math.ceil(iteration / length) if length else int(iteration > 0)
+    epoch = max(state.epoch - int(epoch_started), under_way)
+    return Position(epoch, iteration, epoch if schedule.counts_epochs else iteration)
+
+
+def is_due_here(state: Any, schedule: Schedule, *, epoch_completed: bool = False) -> bool:
+    """Return whether an evaluation is due just where training stands.
+
+    Args:
+        state: The trainer's state.
+        schedule: When to evaluate.  One by the clock is never due by position.
+        epoch_completed: Whether ``EPOCH_COMPLETED`` is being fired.
+    """
+    if state.iteration == 0:
+        return schedule.before_training
+    if schedule.is_clocked:
+        return False
+    length = state.epoch_length
+    if not schedule.counts_epochs:
+        return schedule.is_due(state.iteration, length)
+    at_end = epoch_completed or (bool(length) and state.iteration == state.epoch * length)
+    return at_end and schedule.is_due(state.epoch)
+
+
+def is_due_on_takeover(state: Any, schedule: Schedule) -> bool:
+    """Return whether to evaluate before a run goes on that this hook has no state of.
+
+    Source:
+        MMCV: "It enables evaluation before the training starts if start <= the resuming epoch."
+    """
+    length, iteration = state.epoch_length, state.iteration
+    in_epochs = schedule.counts_epochs or schedule.is_fraction
+    done = iteration // length if in_epochs and length else iteration
+    return schedule.start is not None and schedule.start <= done
+
+
+def total_iterations(state: Any) -> int | None:
+    """Return how many iterations the run will have, if that is known."""
+    max_iters = getattr(state, "max_iters", None)  # Ignite before 0.5.5 has none
+    if max_iters is not None:
+        return int(max_iters)
+    if state.max_epochs is None or not state.epoch_length:
+        return None
+    return int(state.max_epochs * state.epoch_length)
+
+
+def check_ever_due(state: Any, schedule: Schedule, *, at_end: bool) -> None:
+    """Refuse a schedule that a run never reaches.
+
+    Raises:
+        ValueError: Saying what is counted, how far the run goes, and the way out.
+    """
+    if schedule.is_fraction:
+        schedule.next_due(0, state.epoch_length)  # raises where the length is not known
+    if at_end or schedule.is_clocked or schedule.interval is None or schedule.before_training:
+        return
+    total = total_iterations(state)
+    if schedule.counts_epochs:
+        total = _total_epochs(state)
+        unit, other = "epochs", "by_epoch=False counts iterations"
+    elif schedule.is_fraction:
+        unit, other = "epochs", "start= counts epochs"
+    else:
+        unit, other = "iterations", "by_epoch=True counts epochs"
+    first = schedule.next_due(0, state.epoch_length)
+    if total is None or (first is not None and first <= total):
+        return
+    what = f"interval={_show(schedule.interval)}"
+    if schedule.start is not None:
+        what = f"start={schedule.start} with {what}"
+    shown = total // state.epoch_length if schedule.is_fraction else total
+    raise ValueError(
+        f"{what} counts {unit} and this run has {shown}, so no evaluation would ever be due; "
+        f"{other}, at_end=True evaluates at the end"
+    )
+
+
+def _total_epochs(state: Any) -> int | None:
+    if state.max_epochs is not None:
+        return int(state.max_epochs)
+    total = total_iterations(state)
+    return None if total is None or not state.epoch_length else total // int(state.epoch_length)
+
+
+def _show(interval: Any) -> str:
+    return str(list(interval)) if isinstance(interval, tuple) else str(interval)

@@ -1,0 +1,79 @@
+"""Find before the first training step what would otherwise fail after hours.
+
+One batch goes through the process function and the metrics' updates, outside ``Engine.run``:
+no event fires, ``compute_metrics`` is not called, and nothing is left behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ._evaluation import Evaluation, to_number
+from ._evaluator import attached_metrics, grad_mode, has_unknown_handlers, probe
+from ._follower import Follower, missing_words
+from ._loading import plan_batches
+from ._plain import to_plain
+from ._storage import Storage
+
+__all__: list[str] = []
+
+
+def check_saving(storage: Storage | None, to_save: Mapping[str, Any]) -> None:
+    """Check that files can be written, and be read again by ``torch.load(weights_only=True)``.
+
+    Raises:
+        CheckpointError: If the folder cannot be written.
+        TypeError: If a state holds a value that ``weights_only`` refuses.
+    """
+    if storage is not None:
+        storage.check_writable()
+    for name, item in to_save.items():
+        to_plain(item.state_dict(), f"to_save[{name!r}]")
+
+
+def check_evaluation(
+    evaluation: Evaluation,
+    dataloader: Iterable[Any] | None,
+    follower: Follower,
+    more_metrics: Iterable[str],
+) -> None:
+    """Evaluate one batch, and check that the followed metrics will be there.
+
+    Args:
+        evaluation: How the hook evaluates.
+        dataloader: Its batches; ``None`` for a function evaluator, which is not called.
+        follower: What ``save_best`` follows.
+        more_metrics: Names that early stopping and schedulers follow.
+
+    Raises:
+        ValueError: If a followed metric will not be there.
+        RuleInferenceError: If ``"auto"`` chooses a metric whose name does not tell its rule.
+        Exception: Whatever the model, the metrics or the loader raise.
+    """
+    if dataloader is None:
+        return
+    wanted = [*(t.metric for t in follower.targets), *more_metrics]
+    metric_names = attached_metrics(evaluation.evaluator)
+    unsure = evaluation.compute_metrics is not None or has_unknown_handlers(evaluation.evaluator)
+    sure = {*metric_names, *evaluation.derive}
+    with evaluation.session(dataloader), grad_mode(evaluation.evaluator):
+        batches = plan_batches(dataloader, 1)
+        try:
+            batch = next(batches)
+        finally:
+            batches.close()
+        # The names inside a mapping are known only when a metric has computed, which costs
+        # time; so that is done only where the answer depends on it.
+        found = probe(evaluation.evaluator, batch, compute=False)
+        missing = [name for name in wanted if name not in sure and name not in found]
+        auto = "auto" in follower.wanted and not follower.targets and not unsure
+        if (missing and not unsure) or auto:
+            found = probe(evaluation.evaluator, batch, compute=True)
+    names = [*found, *(name for name in (*metric_names, *evaluation.derive) if name not in found)]
+    for name in missing:
+        if name not in names and not unsure:
+            raise ValueError(missing_words(name, names))
+    if auto:
+        order = [*metric_names, *found]
+        follower.check_auto({name: to_number(found.get(name)) for name in order}, order)

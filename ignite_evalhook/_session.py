@@ -1,0 +1,561 @@
+"""Listen to a trainer, and act: the life of one hook between ``attach`` and ``detach``.
+
+Everything decided here is decided by the layers below: when by ``_schedule`` and ``_moment``,
+how by ``_evaluation``, what is best by ``_follower``.  The session puts the steps of one
+evaluation in order, and brings a restarted run back to where it was.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from ignite.engine import Engine, EventEnum, Events
+
+from ._best import Target, as_score, describe_distance
+from ._evaluation import Evaluation
+from ._evaluator import attached_metrics, is_running
+from ._folder import RunFolder
+from ._follower import Follower
+from ._history import EvalRecord, History
+from ._last import LastCheckpoint
+from ._log import logger
+from ._moment import (
+    START,
+    Position,
+    check_ever_due,
+    is_due_here,
+    is_due_on_takeover,
+    position,
+    total_iterations,
+)
+from ._preflight import check_evaluation, check_saving
+from ._schedule import Schedule
+from ._watchers import Watchers
+from .exceptions import EvaluationError, StateError
+
+__all__ = ["EvalEvents"]
+
+STATE_VERSION = 1
+NEVER = sys.maxsize
+
+Handler = Callable[["EvalRecord | None"], Any]
+
+
+class EvalEvents(EventEnum):
+    """Events that a hook fires on the trainer; ``trainer.state.eval_hook`` is the sender.
+
+    They count per hook, so ``EvalEvents.EVAL_COMPLETED(every=2)`` works.
+    """
+
+    EVAL_STARTED = "eval_started"
+    EVAL_COMPLETED = "eval_completed"
+    NEW_BEST = "new_best"
+
+
+EVENT_TO_ATTR = {event: f"{event.value}_count" for event in EvalEvents}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a hook was constructed to do."""
+
+    name: str
+    schedule: Schedule
+    at_end: bool
+    preflight: bool
+    clock: Callable[[], float]
+    dataloader: Iterable[Any] | None  # None for a function evaluator
+    evaluation: Evaluation
+    follower: Follower
+    folder: RunFolder | None
+    to_save: Mapping[str, Any]
+    explain: Callable[[Target], str]  # says how a metric's rule came about
+
+
+class Session:
+    """One hook at work.
+
+    Args:
+        plan: What to do.
+        sender: The hook, for ``trainer.state.eval_hook``.
+    """
+
+    def __init__(self, plan: Plan, sender: object) -> None:
+        self.plan = plan
+        self.trainer: Engine | None = None
+        self.at = START  # of the present or latest evaluation
+        self.last: LastCheckpoint | None = None
+        self.watchers = Watchers(lambda: plan.follower.target().metric)
+        self.listeners: list[tuple[Any, Handler]] = []
+        self._sender = sender
+        self._event: Any = None  # of the trainer's, being handled
+        self._evaluating = False
+        self._current: Mapping[str, Any] | None = None
+        self._scores: dict[str, float] = {}
+        plan.follower.connect(self.signed_score, lambda engine: self.at)
+        self.start_over()
+
+    @property
+    def name(self) -> str:
+        """The hook's name."""
+        return self.plan.name
+
+    def attach(self, trainer: Engine) -> None:
+        """Listen to ``trainer``."""
+        self.trainer = trainer
+        trainer.register_events(*EvalEvents, event_to_attr=EVENT_TO_ATTR)
+        for event, handler in self._handlers():
+            trainer.add_event_handler(event, handler)
+        self.watchers.set_trainer(trainer)
+
+    def detach(self) -> None:
+        """Stop listening, and let go of the folder."""
+        for event, handler in self._handlers():
+            self.need_trainer().remove_event_handler(handler, event)
+        self.last = None
+        self._let_go()
+        self._begun = False
+        self.trainer = None
+
+    def _handlers(self) -> list[tuple[Any, Callable[[Engine], None]]]:
+        handlers: list[tuple[Any, Callable[[Engine], None]]] = [
+            (Events.STARTED, self._on_started),
+            (Events.EPOCH_STARTED, self._on_epoch_started),
+            (Events.EPOCH_COMPLETED, self._on_epoch_completed),
+            (Events.INTERRUPT, self._on_interrupt),
+            (Events.TERMINATE, self._on_terminate),
+            (Events.COMPLETED, self._on_completed),
+        ]
+        if not self.plan.schedule.counts_epochs:
+            handlers.append((Events.ITERATION_COMPLETED, self._on_iteration))
+        return handlers
+
+    def start_over(self) -> None:
+        """Forget history, bests and counters; touch no file."""
+        self.history = History()
+        self.plan.follower.forget()
+        self.watchers.reset()
+        self.run_id = uuid.uuid4().hex[:12]  # from the system, not from a seeded generator
+        self._loaded: Mapping[str, Any] | None = None
+        self._own_state = False
+        self._begun = False
+        self._ran = False
+        self._next_due = 0
+        self._deadline: float | None = None
+
+    @contextmanager
+    def _handling(self, event: Any) -> Iterator[None]:
+        """Remember which event of the trainer is being handled."""
+        self._event = event
+        try:
+            yield
+        finally:
+            self._event = None
+
+    def _on_started(self, trainer: Engine) -> None:
+        with self._handling(Events.STARTED):
+            self._begin(at_start=True)
+            if self.last is not None:
+                self.last.started()
+
+    def _on_epoch_started(self, trainer: Engine) -> None:
+        if not self._ran:
+            with self._handling(Events.EPOCH_STARTED):
+                self._begin()
+
+    def _on_iteration(self, trainer: Engine) -> None:
+        if trainer.state.iteration >= self._next_due:
+            with self._handling(Events.ITERATION_COMPLETED):
+                self._reach(trainer)
+
+    def _reach(self, trainer: Engine) -> None:
+        if not self._ran:
+            self._begin()
+        iteration, length = trainer.state.iteration, trainer.state.epoch_length
+        schedule = self.plan.schedule
+        if schedule.is_fraction and length and iteration == trainer.state.epoch * length:
+            return  # the end of an epoch: EPOCH_COMPLETED comes next
+        if self._deadline is not None:
+            if self.plan.clock() >= self._deadline and schedule.is_due(iteration, length):
+                self._evaluate_here()
+            return
+        if schedule.is_due(iteration, length):
+            self._evaluate_here()
+        self._plan(iteration)
+
+    def _plan(self, iteration: int) -> None:
+        """Find the next iteration at which ``_reach`` has to look."""
+        if self.plan.schedule.counts_epochs or self.plan.schedule.is_clocked:
+            self._next_due = 0
+            return
+        length = self.need_trainer().state.epoch_length
+        due = self.plan.schedule.next_due(iteration, length)
+        self._next_due = NEVER if due is None else due
+
+    def _on_epoch_completed(self, trainer: Engine) -> None:
+        with self._handling(Events.EPOCH_COMPLETED):
+            if not self._ran:
+                self._begin()
+            if self._is_due_here():
+                self._evaluate_here()
+            if self.plan.schedule.is_fraction:
+                self._plan(trainer.state.iteration)
+            if self.last is not None and self._saves_by_epoch:
+                self.last.occasion(Events.EPOCH_COMPLETED, trainer.state.epoch)
+
+    def _on_interrupt(self, trainer: Engine) -> None:
+        if self.last is not None:
+            self.last.ended(Events.INTERRUPT)
+
+    def _on_terminate(self, trainer: Engine) -> None:
+        if trainer.should_terminate == "skip_completed":
+            self._finish(Events.TERMINATE)
+
+    def _on_completed(self, trainer: Engine) -> None:
+        self._finish(Events.COMPLETED)
+
+    def _finish(self, event: Any) -> None:
+        trainer = self.need_trainer()
+        with self._handling(event):
+            if not self._ran:
+                self._begin()
+            if self._is_due_here() or (self.plan.at_end and trainer.state.iteration > 0):
+                self._evaluate_here()
+            if self.last is not None:
+                self.last.ended(event)
+            # Added while the event is being fired, so it comes after everything else.
+            trainer.add_event_handler(event, self._let_go_late, event)
+
+    def _let_go_late(self, trainer: Engine, event: Any) -> None:
+        trainer.remove_event_handler(self._let_go_late, event)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        if self.plan.folder is not None:
+            self.plan.folder.release()
+
+    @property
+    def _saves_by_epoch(self) -> bool:
+        """Whether the last checkpoint follows epochs, rather than evaluations."""
+        return self.plan.schedule.counts_epochs or self.plan.schedule.interval is None
+
+    def _is_due_here(self) -> bool:
+        at_epoch_end = self._event is Events.EPOCH_COMPLETED
+        state = self.need_trainer().state
+        return is_due_here(state, self.plan.schedule, epoch_completed=at_epoch_end)
+
+    def position(self) -> Position:
+        if self.trainer is None:
+            return START
+        started = self._event is Events.EPOCH_STARTED
+        return position(self.trainer.state, self.plan.schedule, epoch_started=started)
+
+    def need_trainer(self) -> Engine:
+        if self.trainer is None:
+            raise ValueError("the hook is not attached: call hook.attach(trainer) first")
+        return self.trainer
+
+    def _begin(self, *, at_start: bool = False) -> None:
+        """Do what the start of a run asks for, at the first event that is seen."""
+        trainer = self.need_trainer()
+        iteration = trainer.state.iteration
+        finished = False
+        if self._loaded is not None:
+            finished = self._check_loaded(self._loaded, at_start)
+        elif at_start and self._ran and iteration == 0:
+            self.start_over()
+        elif self.history and self.history[-1].iteration > iteration:
+            raise StateError(
+                f"the hook's history reaches iteration {self.history[-1].iteration}, the trainer "
+                f"stands at {iteration}: load the hook's state with the trainer's, or reset() it"
+            )
+        own_state = self._own_state
+        check_ever_due(trainer.state, self.plan.schedule, at_end=self.plan.at_end)
+        self._prepare()
+        self._loaded, self._own_state, self._ran = None, True, True
+        self._plan(trainer.state.iteration)
+        self._wind_up()
+        self._catch_up(own_state)
+        if finished:
+            logger.warning(
+                "%s: the loaded run had ended at iteration %d; it ends again at once",
+                self.name, trainer.state.iteration,
+            )  # fmt: skip
+            trainer.terminate()
+        elif self.watchers.exhausted and own_state:
+            logger.info("%s: early stopping had ended this run; it ends again", self.name)
+            trainer.terminate()
+
+    def _wind_up(self) -> None:
+        """Set the clock of a schedule by time."""
+        interval = self.plan.schedule.interval
+        if isinstance(interval, timedelta):
+            self._deadline = self.plan.clock() + interval.total_seconds()
+
+    def _check_loaded(self, loaded: Mapping[str, Any], at_start: bool) -> bool:
+        """Compare a loaded state with the trainer; return whether the run had ended.
+
+        Ignite starts a finished run again from iteration 0; then the counters are put back.
+        """
+        state = self.need_trainer().state
+        theirs = loaded["iteration"]
+        if state.iteration >= theirs:
+            return False
+        total = total_iterations(state)
+        if not (at_start and state.iteration == 0 and total is not None and theirs >= total):
+            raise StateError(
+                f"the hook's state is of iteration {theirs}, but the trainer stands at "
+                f"{state.iteration}; load the trainer's state from the same checkpoint, or call "
+                "hook.reset() to start counting anew"
+            )
+        length = state.epoch_length
+        state.iteration = theirs
+        state.epoch = math.ceil(theirs / length) if length else loaded["epoch"]
+        if state.max_epochs is not None:
+            state.max_epochs = max(state.max_epochs, state.epoch)
+        return True
+
+    def _prepare(self) -> None:
+        """Check what can be checked, and take over the folder.  Once for each run."""
+        if self._begun:
+            if self.plan.folder is not None:
+                self.plan.folder.claim(self, _is_live)
+            return
+        if self.plan.preflight and self.plan.schedule.interval is not None:
+            check_saving(
+                None if self.plan.folder is None else self.plan.folder.storage, self.plan.to_save
+            )
+            loader, more = self.plan.dataloader, self.watchers.metrics
+            check_evaluation(self.plan.evaluation, loader, self.plan.follower, more)
+        if self.plan.folder is not None:
+            self.plan.folder.claim(self, _is_live)
+            self.plan.folder.put_aside(self.run_id)
+            if self._own_state:
+                self.plan.folder.reconcile_history(self.history, self.run_id)
+        self.plan.follower.begin(self.run_id)
+        self._begun = True
+        self._announce_plan()
+
+    def _announce_plan(self) -> None:
+        parts = [f"{self.name}: evaluate {self.plan.schedule}"]
+        targets = [self.plan.explain(t) for t in self.plan.follower.targets]
+        if targets:
+            parts.append(f"best by {', '.join(targets)}")
+        if self.plan.folder is not None:
+            parts.append(f"files in {self.plan.folder.storage.location}")
+        logger.info("; ".join(parts))
+
+    def _catch_up(self, own_state: bool) -> None:
+        """Evaluate what is due before training goes on."""
+        state = self.need_trainer().state
+        if own_state or state.iteration == 0:
+            due = self._is_due_here()
+        else:
+            due = is_due_on_takeover(state, self.plan.schedule)
+        if due:
+            self._track(self.position())
+
+    def answer(self, data: Iterable[Any] | None) -> EvalRecord:
+        """Evaluate without any consequence."""
+        self._check_not_under_way()
+        at = self.position()
+        self._evaluating = True
+        try:
+            with self.plan.evaluation.session(data):
+                outcome = self.plan.evaluation.run(data, self.trainer, announce=None)
+        finally:
+            self._evaluating = False
+        return EvalRecord(
+            at.epoch, at.iteration, outcome.metrics, (), False, outcome.samples, outcome.seconds
+        )
+
+    def _check_not_under_way(self) -> None:
+        if self._evaluating:
+            raise EvaluationError(
+                f"the hook {self.name!r} is evaluating already; evaluate() was called from inside"
+            )
+
+    def track(self, data: Iterable[Any] | None) -> EvalRecord:
+        """Evaluate on demand, as part of the run."""
+        if not self._begun:
+            self._check_not_under_way()
+            if self._loaded is not None:
+                self._check_loaded(self._loaded, at_start=False)
+            self._prepare()
+        return self._track(self.position(), data)
+
+    def _evaluate_here(self) -> None:
+        self._track(self.position())
+
+    def _track(self, at: Position, data: Iterable[Any] | None = None) -> EvalRecord:
+        """Evaluate once, and act on the result."""
+        known = self.history.at(at.iteration)
+        if known is not None:
+            return known
+        self._check_not_under_way()
+        data = self.plan.dataloader if data is None else data
+        self.at = at
+        self._fire(EvalEvents.EVAL_STARTED, None, len(self.history) + 1)
+        self._evaluating = True
+        try:
+            with self.plan.evaluation.session(data):
+                outcome = self.plan.evaluation.run(data, self.trainer, announce=self._judge)
+                scores = self._scores
+                improved = self.plan.follower.improved(scores)
+                failed = self.plan.follower.save(self.need_trainer(), scores)
+                improved = tuple(metric for metric in improved if metric not in failed)
+        finally:
+            self._evaluating = False
+            self._current = None
+        record = EvalRecord(
+            at.epoch, at.iteration, outcome.metrics, improved, bool(improved),
+            outcome.samples, outcome.seconds,
+        )  # fmt: skip
+        if self.plan.folder is not None:
+            self.plan.folder.append(record, self.run_id)
+        line = self._line(record, at, scores)
+        self.history.append(record)
+        self.plan.follower.accept(improved, scores, at)
+        self._own_state = True
+        logger.info(line)
+        self.watchers.heed(record, self.plan.evaluation.evaluator)
+        self._fire(EvalEvents.EVAL_COMPLETED, record, len(self.history))
+        if record.is_best:
+            self._fire(EvalEvents.NEW_BEST, record, sum(r.is_best for r in self.history))
+        if self.last is not None and not self._saves_by_epoch and self._event is not None:
+            self.last.occasion(self._event, len(self.history))
+        self._wind_up()
+        return record
+
+    def _judge(self, metrics: dict[str, Any], computed: Sequence[str]) -> None:
+        """Judge complete metrics, before handlers of the evaluator's COMPLETED see them."""
+        empty = not metrics or (self.plan.evaluation.compute_metrics is not None and not computed)
+        attached = [
+            name for name in attached_metrics(self.plan.evaluation.evaluator) if name in metrics
+        ]
+        others = [name for name in metrics if name != "val_loss"]
+        self.plan.follower.resolve(
+            metrics, dict.fromkeys([*computed, *attached, *others, "val_loss"])
+        )
+        when = f"at {self.at}"
+        self._scores = self.plan.follower.judge(metrics, empty=empty, when=when)
+        self._current = metrics
+
+    def _line(self, record: EvalRecord, at: Position, scores: Mapping[str, float]) -> str:
+        metrics = [
+            f"{name} {value:.6g}"
+            for name, value in record.metrics.items()
+            if as_score(value) is not None
+        ]
+        parts = [f"{self.name} at {at}: {', '.join(metrics) or 'no metrics'}"]
+        for target in self.plan.follower.targets:
+            before = self.plan.follower.leading_score(target.metric)
+            if target.metric in record.best_of:
+                was = "" if before is None else f" (was {before:.6g})"
+                parts.append(f"new best {target.metric}{was}")
+            elif target.metric in scores:
+                parts.append(describe_distance(target, scores[target.metric], before))
+        samples = "" if record.samples is None else f"{record.samples} samples in "
+        parts.append(f"{samples}{record.seconds:.2f} s")
+        return "; ".join(parts)
+
+    def _fire(self, event: EvalEvents, record: EvalRecord | None, count: int) -> None:
+        trainer = self.need_trainer()
+        trainer.state.eval_hook = self._sender  # type: ignore[attr-defined]  # State takes any attribute
+        setattr(trainer.state, EVENT_TO_ATTR[event], count)
+        last_event_name = trainer.last_event_name  # others read it in the same firing
+        try:
+            for wanted, handler in list(self.listeners):
+                chosen = getattr(wanted, "filter", None)
+                if wanted == event and (chosen is None or chosen(trainer, count)):
+                    handler(record)
+            trainer.fire_event(event)
+        finally:
+            trainer.last_event_name = last_event_name
+
+    # -- scores and state ---------------------------------------------------------------------
+
+    def signed_score(self, metric: str | None) -> float:
+        """Return the present or last score of a followed metric; ``None``: of the first one."""
+        return self.signed(self.plan.follower.target(metric))
+
+    def signed(self, target: Target) -> float:
+        """Return the present or last score, signed so that higher is better."""
+        metrics = self._current
+        if metrics is None:
+            metrics = self.history[-1].metrics if self.history else {}
+        score = as_score(metrics.get(target.metric))
+        return -math.inf if score is None else target.rule.signed(score)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return history, bests and counters as plain values; always valid."""
+        at = self.position()
+        iteration = max(at.iteration, self.history[-1].iteration if self.history else 0)
+        if self._loaded is not None:
+            iteration = max(iteration, self._loaded["iteration"])
+        return {
+            "version": STATE_VERSION,
+            "name": self.name,
+            "run_id": self.run_id,
+            "epoch": at.epoch,
+            "iteration": iteration,
+            "history": self.history.to_list(),
+            "follower": self.plan.follower.state(),
+            "watchers": self.watchers.state(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], *, tolerant: bool) -> None:
+        """Take over a state.
+
+        Args:
+            state: From :meth:`state_dict`; an empty mapping loads as fresh.
+            tolerant: Forget a state of other metrics or rules instead of refusing it.
+
+        Raises:
+            StateError: If it belongs to another hook, metric or rule, or is damaged.
+        """
+        if not state:
+            self.start_over()
+            return
+        try:
+            version, name = state["version"], state["name"]
+            if version != STATE_VERSION:
+                raise StateError(f"the state has version {version!r}, not {STATE_VERSION}")
+            if name != self.name:
+                raise StateError(f"the state is of the hook {name!r}, this one is {self.name!r}")
+            history = History.from_list(state["history"])
+            run_id, loaded = (
+                str(state["run_id"]),
+                {k: int(state[k]) for k in ("epoch", "iteration")},
+            )
+            watchers = {key: list(entries) for key, entries in state["watchers"].items()}
+            follower = state["follower"]
+            try:
+                self.plan.follower.check_state(follower)
+            except StateError:
+                if not tolerant:
+                    raise
+                self.start_over()
+                return
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise StateError(f"this is no state of an EvalHook, or damaged: {error!r}") from error
+        self.start_over()
+        self.plan.follower.load_state(follower)
+        self.history = history
+        self.run_id = run_id
+        self._loaded = loaded
+        self._own_state = True
+        self.watchers.load_state(watchers)
+
+
+def _is_live(owner: object) -> bool:
+    """Return whether a session that holds a folder is in the middle of a run."""
+    trainer = owner.trainer if isinstance(owner, Session) else None
+    return trainer is not None and is_running(trainer)

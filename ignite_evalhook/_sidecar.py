@@ -1,0 +1,142 @@
+"""Keep account of the best files in a folder: the value behind ``best.json``.
+
+A :class:`Sidecar` lists, for each followed metric, the files kept and what they scored.  It is
+a value with no disk behind it; :mod:`._checkpoint` reads, writes and obeys it.
+
+An entry is *live* when the run's own history knows it.  After a restart from an older state the
+disk may hold entries that this history has not reached yet, or never will: these are
+*abandoned*, and stay until their equal or better is on disk.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from ._best import Target
+from ._rules import Rule
+
+__all__: list[str] = []
+
+FORMAT = "ignite-evalhook best 1"
+
+
+@dataclass(frozen=True)
+class Kept:
+    """One file that is kept.
+
+    Attributes:
+        score: What it scored, unsigned.
+        epoch: Epoch of the trainer, 1-based; 0 is before training.
+        iteration: Iterations that the trainer had completed.
+        file: Its name in the folder.
+        sha256: Its checksum, hexadecimal; ``None`` where the storage cannot tell.
+        abandoned: Whether the run's history does not know it.
+    """
+
+    score: float
+    epoch: int
+    iteration: int
+    file: str
+    sha256: str | None = None
+    abandoned: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the entry as a plain mapping."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """The content of ``best.json``.
+
+    Attributes:
+        name: The hook's name.
+        run_id: The run that owns the files.
+        targets: The followed metrics; the first one decides.
+        kept: Metric to its files, best first.
+    """
+
+    name: str
+    run_id: str
+    targets: tuple[Target, ...]
+    kept: Mapping[str, tuple[Kept, ...]] = field(default_factory=dict)
+
+    def of(self, metric: str) -> tuple[Kept, ...]:
+        """Return the files kept for ``metric``, best first."""
+        return self.kept.get(metric, ())
+
+    def with_entries(self, target: Target, entries: Iterable[Kept]) -> Sidecar:
+        """Return a sidecar with other entries for one metric, sorted and without the surplus."""
+        ordered = sort_entries(target, entries)
+        return replace(self, kept={**self.kept, target.metric: prune(target, ordered)})
+
+    def files(self) -> set[str]:
+        """Return the names of all files listed."""
+        return {entry.file for entries in self.kept.values() for entry in entries}
+
+    def to_json(self) -> str:
+        """Return the text of ``best.json``: the best of the first metric, then all."""
+        first = self.targets[0]
+        document: dict[str, Any] = {"format": FORMAT, "name": self.name, "run_id": self.run_id}
+        document |= {"metric": first.metric, "rule": first.rule.value}
+        top = self.of(first.metric)[:1]
+        for key in ("score", "epoch", "iteration", "file", "sha256"):
+            document[key] = getattr(top[0], key) if top else None
+        document["kept"] = {
+            target.metric: {
+                "rule": target.rule.value,
+                "files": [entry.to_dict() for entry in self.of(target.metric)],
+            }
+            for target in self.targets
+        }
+        return json.dumps(document, ensure_ascii=False, indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Sidecar:
+        """Read the text of a ``best.json``.
+
+        Raises:
+            ValueError: If it is damaged or not ours.
+        """
+        try:
+            document = json.loads(text)
+            if document["format"] != FORMAT:
+                raise ValueError(f"unknown format {document['format']!r}")
+            targets = tuple(
+                Target(metric, Rule(part["rule"]), max(1, len(part["files"])))
+                for metric, part in document["kept"].items()
+            )
+            kept = {
+                metric: tuple(Kept(**entry) for entry in part["files"])
+                for metric, part in document["kept"].items()
+            }
+            name, run_id = str(document["name"]), str(document["run_id"])
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(f"not a best.json of ignite-evalhook, or damaged: {error}") from error
+        return cls(name, run_id, targets, kept)
+
+
+def sort_entries(target: Target, entries: Iterable[Kept]) -> tuple[Kept, ...]:
+    """Return entries best first; among equals the earlier one comes first."""
+    earliest_first = sorted(entries, key=lambda entry: entry.iteration)
+    return tuple(
+        sorted(earliest_first, key=lambda entry: target.rule.signed(entry.score), reverse=True)
+    )
+
+
+def prune(target: Target, entries: tuple[Kept, ...]) -> tuple[Kept, ...]:
+    """Drop every abandoned entry that enough live ones equal or beat.
+
+    Live entries are never dropped here: which of them stay, the top-k decides.
+    """
+    live = [entry for entry in entries if not entry.abandoned]
+    signed = target.rule.signed
+
+    def beaten(entry: Kept) -> bool:
+        at_least = sum(signed(other.score) >= signed(entry.score) for other in live)
+        return at_least >= target.n_saved
+
+    return tuple(entry for entry in entries if not entry.abandoned or not beaten(entry))

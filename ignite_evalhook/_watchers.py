@@ -1,0 +1,125 @@
+"""Let early stopping and learning-rate schedulers act on what evaluations say."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from ignite.engine import Engine
+
+from ._best import Target, as_score
+from ._early_stopping import SafeEarlyStopping
+from ._history import EvalRecord
+from ._plain import to_plain
+from ._rules import Rule
+
+__all__: list[str] = []
+
+
+class Watchers:
+    """Whoever acts on the record of an evaluation.
+
+    Args:
+        followed: Returns the name of the first followed metric, for those that name none.
+    """
+
+    def __init__(self, followed: Callable[[], str]) -> None:
+        self._followed = followed
+        self._stoppers: list[tuple[str | None, SafeEarlyStopping]] = []
+        self._schedulers: list[tuple[str | None, Any]] = []
+        self._waiting: dict[str, list[dict[str, Any]]] = {}
+
+    def add_stopper(self, metric: str | None, stopper: SafeEarlyStopping) -> None:
+        """Add an early stopping, and give it the loaded state that waits for it."""
+        self._stoppers.append((metric, stopper))
+        self._take_state("early_stopping", metric, stopper)
+
+    def add_scheduler(self, metric: str | None, scheduler: Any) -> None:
+        """Add a scheduler, and give it the loaded state that waits for it."""
+        self._schedulers.append((metric, scheduler))
+        self._take_state("plateau", metric, scheduler)
+
+    @property
+    def metrics(self) -> list[str]:
+        """The metrics named."""
+        return [m for m, _ in (*self._stoppers, *self._schedulers) if m is not None]
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether an early stopping has ended the run."""
+        return any(stopper.exhausted for _, stopper in self._stoppers)
+
+    def set_trainer(self, trainer: Engine) -> None:
+        """Say which engine to stop."""
+        for _, stopper in self._stoppers:
+            stopper.trainer = trainer
+
+    def heed(self, record: EvalRecord, evaluator: Engine) -> None:
+        """Act on a record that has joined the history."""
+        for _, stopper in self._stoppers:
+            stopper(evaluator)
+        for metric, scheduler in self._schedulers:
+            value = as_score(record.metrics.get(metric or self._followed()))
+            if value is None or not math.isfinite(value):
+                continue  # torch's scheduler would take NaN for an improvement
+            if callable(scheduler):
+                scheduler(evaluator)
+            else:
+                scheduler.step(value)
+
+    def reset(self) -> None:
+        """Forget counters and best scores of early stopping."""
+        for _, stopper in self._stoppers:
+            stopper.reset()
+        self._waiting = {}
+
+    def state(self) -> dict[str, Any]:
+        """Return all states as plain values."""
+        return {
+            "early_stopping": [
+                {"metric": metric, "state": dict(stopper.state_dict())}
+                for metric, stopper in self._stoppers
+            ],
+            "plateau": [
+                {"metric": metric, "state": to_plain(dict(scheduler.state_dict()), "scheduler")}
+                for metric, scheduler in self._schedulers
+            ],
+        }
+
+    def load_state(self, state: Mapping[str, Iterable[Mapping[str, Any]]]) -> None:
+        """Take over states, also for watchers that are added later."""
+        self._waiting = {key: [dict(entry) for entry in state[key]] for key in state}
+        for metric, stopper in self._stoppers:
+            self._take_state("early_stopping", metric, stopper)
+        for metric, scheduler in self._schedulers:
+            self._take_state("plateau", metric, scheduler)
+
+    def _take_state(self, kind: str, metric: str | None, item: Any) -> None:
+        waiting = self._waiting.get(kind, [])
+        for number, entry in enumerate(waiting):
+            if entry["metric"] == metric:
+                item.load_state_dict(entry["state"])
+                del waiting[number]
+                return
+
+
+def check_scheduler(scheduler: Any, target: Target | None) -> None:
+    """Refuse what cannot be stepped, or watches in the wrong direction.
+
+    Raises:
+        TypeError: If ``scheduler`` can neither be stepped nor called.
+        ValueError: If its mode contradicts the metric's rule.
+    """
+    if not callable(scheduler) and not hasattr(scheduler, "step"):
+        raise TypeError(f"scheduler must have step(value), got {type(scheduler).__name__}")
+    inner = getattr(scheduler, "scheduler", scheduler)  # Ignite's handler wraps torch's
+    mode = getattr(inner, "mode", None)
+    if target is None or mode not in ("min", "max"):
+        return
+    wanted = "max" if target.rule is Rule.GREATER else "min"
+    if mode != wanted:
+        raise ValueError(
+            f"the scheduler has mode={mode!r}, but {target.metric!r} is better when it is "
+            f"{target.rule.value}: use mode={wanted!r}"
+        )
