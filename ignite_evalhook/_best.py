@@ -64,6 +64,11 @@ class Target:
         reference = self.init_value_map[self.rule.value] if best is None else best
         return bool(self.rule_map[self.rule.value](score, reference))
 
+    @property
+    def prefers_later(self) -> bool:
+        """Whether a ``rule_map`` of the user's lets a later score beat an equal one."""
+        return bool(self.rule_map[self.rule.value](0.0, 0.0))
+
 
 def as_score(value: object) -> float | None:
     """Return a plain number as a float; ``None`` if ``value`` is no number.

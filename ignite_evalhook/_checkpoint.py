@@ -9,9 +9,9 @@ old file removed.  When anything fails, files and memory are as they were.
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+import inspect
+import uuid
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from os import PathLike
 from typing import Any
@@ -21,12 +21,14 @@ from ignite.engine import Engine
 from ignite.handlers import Checkpoint
 from ignite.handlers.checkpoint import BaseSaveHandler
 
-from ._best import KEEP_ALL, Best, Target, legal
+from ._best import KEEP_ALL, Best, Target, legal, legal_names
+from ._log import logger
 from ._moment import Position
 from ._plain import to_plain
 from ._rules import Rule, infer_rule
 from ._sidecar import Kept, Sidecar
 from ._storage import Storage, open_storage
+from ._storage_base import failure
 from .exceptions import CheckpointError
 
 __all__ = ["BestCheckpoint"]
@@ -60,12 +62,35 @@ class DeferredSaver(BaseSaveHandler):
         filename: str,
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
-        """Write ``checkpoint`` so that it is complete and durable, or not there at all."""
+        """Write ``checkpoint`` so that it is complete and durable, or not there at all.
+
+        Raises:
+            CheckpointError: If it fails, whatever the cause.
+        """
         if isinstance(self.target, BaseSaveHandler):
-            self.target(checkpoint, filename, metadata)
+            self._hand_over(self.target, checkpoint, filename, metadata)
         else:
             self.sha256 = self.target.write(filename, saver(checkpoint, "to_save"))
         self.written = filename
+
+    def _hand_over(
+        self,
+        target: BaseSaveHandler,
+        checkpoint: Mapping[str, Any],
+        filename: str,
+        metadata: Mapping[str, Any] | None,
+    ) -> None:
+        arguments: tuple[Any, ...] = (to_plain(checkpoint, "to_save"), filename, metadata)
+        try:
+            # Ignite finds out whether a handler takes metadata by calling it again after any
+            # TypeError, which hides those that have another cause.
+            try:
+                inspect.signature(target).bind(*arguments)
+            except TypeError:
+                arguments = arguments[:2]
+            target(*arguments)
+        except Exception as error:
+            raise failure(f"{type(target).__name__} could not save {filename}", error) from error
 
     def remove(self, filename: str) -> None:
         """Note that ``filename`` is not needed any more."""
@@ -79,9 +104,13 @@ class DeferredSaver(BaseSaveHandler):
         self.dropped = []
 
     def discard(self, filename: str) -> None:
-        """Remove one file; a missing one is fine."""
-        with suppress(FileNotFoundError):
+        """Remove one file; a missing one is fine, and one that stays harms nobody."""
+        try:
             self.target.remove(filename)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            logger.warning("%s is not needed any more, but stays: %s", filename, error)
 
 
 def saver(state: Any, where: str) -> Callable[[Any], None]:
@@ -112,10 +141,14 @@ class BestFiles:
         """Name of the file with the account: ``best.json``, or with the hook's name in it."""
         return sidecar_name(self.sidecar.name)
 
+    def legal_name(self, metric: str) -> str:
+        """Return a metric's name for file names, different for each followed metric."""
+        return legal_names(target.metric for target in self.sidecar.targets)[metric]
+
     def alias_name(self, metric: str) -> str:
         """Return the stable name of a metric's best file."""
         first = self.sidecar.targets[0].metric
-        part = "" if metric == first else f"_{legal(metric)}"
+        part = "" if metric == first else f"_{self.legal_name(metric)}"
         return f"best{suffix(self.sidecar.name)}{part}.pt"
 
     def commit(self, target: Target, entry: Kept, dropped: list[str]) -> set[str]:
@@ -123,6 +156,9 @@ class BestFiles:
 
         Returns:
             Names of files that were listed before and are not any more.
+
+        Raises:
+            CheckpointError: If that cannot be written; :meth:`take_back` puts things right.
         """
         before = self.sidecar
         others = [
@@ -135,25 +171,81 @@ class BestFiles:
         return before.files() - after.files()
 
     def publish(self, after: Sidecar) -> None:
-        """Point the stable names and ``best.json`` at ``after``; on failure at what was before."""
-        before = self.sidecar
+        """Point the stable names and then ``best.json`` at ``after``."""
         if self.storage is not None:
-            try:
-                self._point_aliases(after)
-                self.storage.write_text(sidecar_name(after.name), after.to_json())
-            except BaseException:
-                self._point_aliases(before)
-                raise
+            self._point_aliases(self.sidecar, after)
+            self.storage.write_text(self.sidecar_name, after.to_json())
         self.sidecar = after
 
-    def _point_aliases(self, sidecar: Sidecar) -> None:
+    def take_back(
+        self, before: Sidecar, target: Target, entry: Kept, discard: Callable[[str], None]
+    ) -> None:
+        """Remove a file that was added after ``before``, and account for what was there then.
+
+        If the disk is so full that not even ``best.json`` can be written, the file stays, and
+        stays listed.
+        """
+        added = before.with_entries(target, [*before.of(target.metric), entry])
+        try:
+            self._write_back(before)
+            if entry.file not in before.files():
+                discard(entry.file)  # before the stable names, since it makes room for a copy
+            self.sidecar = before
+            self._point_aliases(added, before)
+        except CheckpointError as error:
+            if self.sidecar is not before:
+                stays = [*before.of(target.metric), replace(entry, abandoned=True)]
+                self.sidecar = before.with_entries(target, stays)
+            logger.warning("could not take %s back: %s", entry.file, error)
+
+    def _write_back(self, before: Sidecar) -> None:
+        if self.storage is None:
+            return
+        text = before.to_json() if before.files() else None
+        if self.storage.read_text(self.sidecar_name) == text:
+            return
+        if text is None:
+            self.storage.remove(self.sidecar_name)
+        else:
+            self.storage.write_text(self.sidecar_name, text)
+
+    def _point_aliases(self, before: Sidecar, after: Sidecar) -> None:
         if self.storage is None or self.alias is None:
             return
-        for target in sidecar.targets:
-            top = sidecar.of(target.metric)[:1]
-            if top and self.storage.exists(top[0].file):
-                mode = "link" if self.alias == "link" else "copy"
-                self.storage.link_or_copy(top[0].file, self.alias_name(target.metric), mode)
+        for target in after.targets:
+            alias = self.alias_name(target.metric)
+            top, was = after.of(target.metric)[:1], before.of(target.metric)[:1]
+            if not top:
+                if was:
+                    self.storage.remove(alias)
+            elif self.storage.exists(top[0].file) and not (
+                was and was[0].file == top[0].file and self.storage.exists(alias)
+            ):
+                self.storage.link_or_copy(top[0].file, alias, self.alias)
+
+    def refuse_foreign_aliases(self, known: Iterable[Kept]) -> None:
+        """Refuse to replace a file that has a stable name of ours but is not ours.
+
+        Args:
+            known: Files of ours, in the folder or not.
+
+        Raises:
+            CheckpointError: Naming the file.
+        """
+        if self.storage is None or self.alias is None:
+            return
+        sums = {entry.sha256 for entry in known}
+        for target in self.sidecar.targets:
+            alias = self.alias_name(target.metric)
+            found = self.storage.sha256(alias)
+            # A kill may have come between the stable name and the account of the file.
+            others = (f for f in self.storage.list() if f != alias and f.startswith("best"))
+            if found is None or found in sums or found in map(self.storage.sha256, others):
+                continue
+            raise CheckpointError(
+                f"{self.storage.path(alias)} is not this run's, and alias={self.alias!r} would "
+                "replace it; move it away, or leave alias out"
+            )
 
     def best(self, metric: str) -> Kept | None:
         """Return the best file of ``metric`` that is listed."""
@@ -175,7 +267,8 @@ class BestCheckpoint(Checkpoint):
         async_save: Not available yet; must be ``False``.
         on_save_error: ``"raise"``, or ``"warn"``: log the failure and train on with the old best.
         filename_pattern: As for Ignite's ``Checkpoint``: a format string of ``filename_prefix``,
-            ``name``, ``global_step``, ``score_name``, ``score`` and ``ext``.
+            ``name``, ``global_step``, ``score_name``, ``score`` and ``ext``.  ``global_step`` must
+            be in it, so that a new file never replaces the old best.
         score_name: The metric to follow when there is no hook.
         rule: ``"greater"`` or ``"less"``; inferred from ``score_name`` by default.
         global_step_transform: As for Ignite's ``Checkpoint``; only used without a hook.
@@ -210,6 +303,7 @@ class BestCheckpoint(Checkpoint):
         if async_save:
             raise ValueError("async_save=True is not available in this version; leave it out")
         check_n_saved(n_saved)
+        check_pattern(filename_pattern)
         where = out_dir if isinstance(out_dir, BaseSaveHandler) else open_storage(out_dir)
         self.saver = DeferredSaver(where)
         super().__init__(
@@ -224,11 +318,36 @@ class BestCheckpoint(Checkpoint):
         self.on_save_error = on_save_error
         self.files: BestFiles | None = None
         self.target: Target | None = None
+        self._before: tuple[list[Any], Sidecar] | None = None  # what a save has changed
+        self._entry: Kept | None = None
+        self._owner: str | None = None
+        self._begun = True
         if score_name is not None:
             found = Rule(rule) if rule is not None else infer_rule(score_name)
             target = Target(score_name, found, n_saved or KEEP_ALL)
-            files = BestFiles(where, Sidecar("val", "", (target,)), alias)
+            files = BestFiles(where, Sidecar("val", uuid.uuid4().hex[:12], (target,)), alias)
             self.bind(target, files, self._score_of_engine, self._position_of_engine)
+            self._begun = False
+
+    def take(self, owner: str) -> None:
+        """Belong to the hook called ``owner``.
+
+        Raises:
+            ValueError: If it belongs to another one, or would write files of the same names.
+        """
+        if self._owner is not None:
+            raise ValueError(
+                f"this BestCheckpoint belongs to the hook {self._owner!r} already; make another "
+                f"one for {owner!r}"
+            )
+        pattern = self.filename_pattern
+        if suffix(owner) and pattern is not None and "{filename_prefix}" not in pattern:
+            raise ValueError(
+                f"filename_pattern={pattern!r} needs {{filename_prefix}}, which tells the files of "
+                f"the hook {owner!r} from those of other hooks"
+            )
+        self._owner = owner
+        self._begun = True
 
     def bind(
         self,
@@ -248,7 +367,7 @@ class BestCheckpoint(Checkpoint):
         self.target = target
         self.files = files
         self.score_function = score_function
-        self.score_name = legal(target.metric)
+        self.score_name = files.legal_name(target.metric)
         self.filename_prefix = f"best{suffix(files.sidecar.name)}"
         self.n_saved = None if target.n_saved >= KEEP_ALL else target.n_saved
         self._position = position
@@ -263,7 +382,24 @@ class BestCheckpoint(Checkpoint):
         return twin
 
     def __call__(self, engine: Engine, *args: Any, **kwargs: Any) -> None:
+        """Save if the score belongs to the top-k, and remove what does not any more.
+
+        Raises:
+            CheckpointError: If the file, or the account of it, cannot be written.  Then files
+                and memory are as they were.
+        """
+        try:
+            self.save(engine)
+        except CheckpointError as error:
+            if self.on_save_error != "warn":
+                raise
+            logger.error("the best was not saved: %s", error)
+        self.settle()
+
+    def save(self, engine: Engine) -> None:
         """Save if the score belongs to the top-k.
+
+        What it makes superfluous stays until :meth:`settle`, and :meth:`undo` takes it back.
 
         Raises:
             CheckpointError: If the file, or the account of it, cannot be written.  Then files
@@ -274,37 +410,91 @@ class BestCheckpoint(Checkpoint):
                 "this BestCheckpoint follows no metric: pass it to EvalHook(checkpoint=...) or "
                 "give it score_name="
             )
+        if not self._begun:
+            self._begin_by_itself(self.files)
         signed = self.score_function(engine)
-        if not math.isfinite(signed):
-            return
         score = signed if self.target.rule is Rule.GREATER else -signed
+        if not self.target.is_better(score, None):
+            return
         position = self._position(engine)
         filename = self._filename(score, position.step)
-        saved, pattern, files = list(self._saved), self.filename_pattern, self.files
+        files, pattern, event_name = self.files, self.filename_pattern, engine.last_event_name
         self.filename_pattern = filename.replace("{", "{{").replace("}", "}}")
         self.saver.begin()
+        self._before = (list(self._saved), files.sidecar)
         try:
             super().__call__(engine)
             if self.saver.written is None:
                 return
-            entry = Kept(score, position.epoch, position.iteration, filename, self.saver.sha256)
-            gone = files.commit(self.target, entry, self.saver.dropped)
+            self._entry = Kept(
+                score, position.epoch, position.iteration, filename, self.saver.sha256
+            )
+            gone = files.commit(self.target, self._entry, self.saver.dropped)
+            self.saver.dropped = sorted({*self.saver.dropped, *gone})
+            self._order_ties()
         except BaseException:
-            self._saved = saved
-            if self.saver.written is not None and filename not in files.sidecar.files():
-                self.saver.discard(filename)
+            self._entry = Kept(score, position.epoch, position.iteration, filename)
+            self.undo()
             raise
         finally:
             self.filename_pattern = pattern
-        self.saver.dropped = sorted({*self.saver.dropped, *gone})
-        self.saver.remove_dropped(files.sidecar.files())
+            engine.last_event_name = event_name  # Ignite has fired SAVED_CHECKPOINT
+
+    def undo(self) -> None:
+        """Take the last :meth:`save` back, if it is not settled."""
+        if self._before is None or self.files is None or self.target is None:
+            return
+        self._saved, sidecar = self._before
+        self._before = None
+        if self.saver.written is not None and self._entry is not None:
+            self.files.take_back(sidecar, self.target, self._entry, self.saver.discard)
+
+    def settle(self) -> None:
+        """Remove the files that the last :meth:`save` has made superfluous."""
+        if self._before is None or self.files is None:
+            return
+        self._before = None
+        self.saver.remove_dropped(self.files.sidecar.files())
 
     def restore(self, live: tuple[Kept, ...]) -> None:
         """Take over the files that an earlier part of the run has kept, best first."""
         if self.target is None:
             raise ValueError("bind() comes before restore()")
-        items = [Checkpoint.Item(self.target.rule.signed(e.score), e.file) for e in live]
-        self._saved = sorted(items, key=lambda item: item.priority)
+        # Ignite gives up the first item first: the worst, and the last one to come among equals.
+        self._saved = [
+            Checkpoint.Item(self.target.rule.signed(e.score), e.file) for e in reversed(live)
+        ]
+
+    def _order_ties(self) -> None:
+        """Put the file just saved where Ignite gives it up before the earlier ones it equals."""
+        if self.target is None or self.target.prefers_later:
+            return
+        new = [item for item in self._saved if item.filename == self.saver.written]
+        others = [item for item in self._saved if item.filename != self.saver.written]
+        self._saved = sorted([*new, *others], key=lambda item: item.priority)
+
+    def _begin_by_itself(self, files: BestFiles) -> None:
+        """Go on with the files that a loaded state names; put those of another run aside."""
+        self._begun = True
+        storage, file = files.storage, files.sidecar_name
+        text = None if storage is None else storage.read_text(file)
+        if storage is None or text is None or self.target is None:
+            return
+        found = Sidecar.from_json(text)
+        known = {item.filename for item in self._saved}
+        if known & found.files():
+            entries = [
+                replace(entry, abandoned=entry.file not in known)
+                for entry in found.of(self.target.metric)
+            ]
+            empty = replace(files.sidecar, run_id=found.run_id)
+            files.sidecar = empty.with_entries(self.target, entries)
+            return
+        sums = {entry.sha256 for entry in found.entries()}
+        aliases = [files.alias_name(self.target.metric)]
+        aliases = [alias for alias in aliases if storage.sha256(alias) in sums]
+        for name in (*sorted(found.files()), *aliases, file):
+            storage.move(name, f"earlier/{found.run_id}/{name}")
 
     def _filename(self, score: float, step: int) -> str:
         fields = {
@@ -349,6 +539,32 @@ def check_n_saved(n_saved: object) -> None:
     if n_saved is None or (type(n_saved) is int and n_saved >= 1):
         return
     raise ValueError(f"n_saved must be a positive integer or None (keep all), got {n_saved!r}")
+
+
+PATTERN_FIELDS = ("filename_prefix", "name", "global_step", "score_name", "score", "ext")
+
+
+def check_pattern(pattern: str | None) -> None:
+    """Refuse a pattern of file names that cannot be filled in, or does not tell steps apart.
+
+    Raises:
+        ValueError: With words.
+    """
+    if pattern is None:
+        return
+    sample: dict[str, Any] = dict.fromkeys(PATTERN_FIELDS, "x")
+    try:
+        names = {pattern.format(**{**sample, "global_step": n}) for n in (7, 8)}
+    except (KeyError, ValueError, IndexError, AttributeError) as error:
+        raise ValueError(
+            f"filename_pattern={pattern!r} cannot be filled in ({error!r}); it may hold "
+            f"{[f'{{{name}}}' for name in PATTERN_FIELDS]}"
+        ) from error
+    if len(names) == 1:
+        raise ValueError(
+            f"filename_pattern={pattern!r} needs {{global_step}}, so that a new file never "
+            "replaces the old best; alias='copy' keeps a stable name best.pt"
+        )
 
 
 def suffix(name: str) -> str:

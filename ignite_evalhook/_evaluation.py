@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from ignite.engine import Engine
@@ -29,6 +29,7 @@ __all__: list[str] = []
 
 ComputeMetrics = Callable[..., Mapping[str, Any]]
 Context = Callable[[], AbstractContextManager[Any]]
+_Function = TypeVar("_Function", bound="Callable[..., Any] | None")
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Evaluation:
     pre_eval: PreEval | None
     derive: Mapping[str, Callable[[Mapping[str, Any]], Any]]
     context: Context | None
+    of_dataset: bool = False  # compute_metrics (and pre_eval) are methods of the loader's dataset
 
     @contextmanager
     def session(self, dataloader: Iterable[Any] | None) -> Iterator[None]:
@@ -79,9 +81,10 @@ class Evaluation:
         """
         started = time.perf_counter()
         computed: list[str] = []
+        compute = self._method(dataloader, "evaluate", self.compute_metrics)
         collector = None
-        if self.compute_metrics is not None and self.function is None:
-            collector = ResultCollector(self.pre_eval)
+        if compute is not None and self.function is None:
+            collector = ResultCollector(self._method(dataloader, "pre_eval", self.pre_eval))
         source = [None] if self.function is not None else dataloader
         if source is None:
             raise ValueError("there is no dataloader to evaluate on; pass one to evaluate()")
@@ -96,8 +99,8 @@ class Evaluation:
         def complete(metrics: dict[str, Any]) -> None:
             if self.function is not None:
                 metrics.update(check_mapping(self.function(trainer), "the evaluator function"))
-            elif collector is not None:
-                computed.extend(self._compute(collector.results(), metrics))
+            elif collector is not None and compute is not None:
+                computed.extend(self._compute(compute, collector.results(), metrics))
             for name in list(metrics):
                 metrics[name] = to_number(metrics[name])
             for name, function in self.derive.items():
@@ -121,10 +124,16 @@ class Evaluation:
             samples = None
         return Outcome(outcome, samples, seconds)
 
-    def _compute(self, results: list[Any], metrics: dict[str, Any]) -> list[str]:
-        compute = self.compute_metrics
-        if compute is None:
-            return []
+    def _method(self, dataloader: Any, name: str, own: _Function) -> _Function:
+        """Return the method of the dataset evaluated on, where ``own`` is one of the hook's."""
+        if not self.of_dataset or own is None or getattr(own, "__name__", name) != name:
+            return own
+        found = getattr(getattr(dataloader, "dataset", None), name, None)
+        return found if callable(found) else own
+
+    def _compute(
+        self, compute: ComputeMetrics, results: list[Any], metrics: dict[str, Any]
+    ) -> list[str]:
         kwargs = dict(self.eval_kwargs)
         if "logger" in parameters_of(compute)[0] and "logger" not in kwargs:
             kwargs["logger"] = logger

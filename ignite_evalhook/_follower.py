@@ -65,12 +65,15 @@ class Follower:
         self._on_bad_score = on_bad_score
         self.leaders: dict[str, Leader] = {}
         self._live: dict[str, tuple[Kept, ...]] = {}
+        self._live_before: dict[str, tuple[Kept, ...]] | None = None  # a save that is not settled
         self._checkpoints: dict[str, BestCheckpoint] = {}
         self._files: BestFiles | None = None
         self._score: Callable[[str], float] = lambda metric: -math.inf
         self._position: Callable[[Engine], Position] | None = None
         self.run_id = ""
         self.targets: tuple[Target, ...] = ()
+        if checkpoint is not None:
+            checkpoint.take(name)
         if AUTO not in self.wanted:
             self.targets = tuple(make_target(metric, n) for metric, n in self.wanted.items())
 
@@ -83,6 +86,11 @@ class Follower:
     def storage(self) -> Storage | None:
         """The folder that best files go to, if it is one."""
         return None if isinstance(self.where, BaseSaveHandler) else self.where
+
+    @property
+    def first(self) -> str | None:
+        """The first followed metric; ``None`` if there is none (yet)."""
+        return self.targets[0].metric if self.targets else None
 
     def target(self, metric: str | None = None) -> Target:
         """Return the followed metric of that name, or the first one.
@@ -189,6 +197,8 @@ class Follower:
     def save(self, engine: Engine, scores: Mapping[str, float]) -> set[str]:
         """Save what belongs to the top-k.
 
+        What it makes superfluous stays until :meth:`settle`, and :meth:`undo` takes it back.
+
         Returns:
             The metrics whose files could not be written, where that is allowed.
 
@@ -196,11 +206,12 @@ class Follower:
             CheckpointError: If a file cannot be written.
         """
         failed: set[str] = set()
+        self._live_before = dict(self._live)
         for metric, checkpoint in self._checkpoints.items():
             if metric not in scores:
                 continue
             try:
-                checkpoint(engine)
+                checkpoint.save(engine)
             except CheckpointError as error:
                 if checkpoint.on_save_error != "warn":
                     raise
@@ -209,6 +220,19 @@ class Follower:
             else:
                 self._note_live(metric, checkpoint)
         return failed
+
+    def undo(self) -> None:
+        """Take a :meth:`save` back that is not settled: files and memory are as before."""
+        for checkpoint in reversed(self._checkpoints.values()):
+            checkpoint.undo()
+        if self._live_before is not None:
+            self._live, self._live_before = self._live_before, None
+
+    def settle(self) -> None:
+        """Remove the files that a :meth:`save` has made superfluous."""
+        self._live_before = None
+        for checkpoint in self._checkpoints.values():
+            checkpoint.settle()
 
     def _note_live(self, metric: str, checkpoint: BestCheckpoint) -> None:
         files = {item.filename for item in checkpoint._saved}
@@ -310,7 +334,11 @@ class Follower:
                     "%s: the file of the best %s, %s, is not in %s any more",
                     self.name, target.metric, live[0].file, storage.location,
                 )  # fmt: skip
-        if self._files is None or (found is None and not after.files()):
+        if self._files is None:
+            return
+        ours = [entry for entries in self._live.values() for entry in entries]
+        self._files.refuse_foreign_aliases([*ours, *([] if found is None else found.entries())])
+        if found is None and not after.files():
             return
         self._files.publish(after)
         for file in sorted(surplus - after.files()):

@@ -56,7 +56,7 @@ from ._settings import (
     where_files_go,
 )
 from ._storage import Storage
-from ._watchers import check_scheduler
+from ._watchers import check_scheduler, metric_of
 from .exceptions import CheckpointError
 
 __all__ = ["EvalHook"]
@@ -181,7 +181,8 @@ class EvalHook:
             check_keys(self.less_keys if less_keys is None else less_keys, "less_keys"),
         )
         self._check_rule()
-        if compute_metrics is None and dataloader is not None:
+        of_dataset = compute_metrics is None
+        if of_dataset:
             compute_metrics = method_of_dataset(dataloader, "evaluate")
         check_eval_kwargs(compute_metrics, eval_kwargs, parameters_of(EvalHook.__init__)[0])
         engine, function = as_engine(dataloader, evaluator)
@@ -196,6 +197,7 @@ class EvalHook:
             as_pre_eval(pre_eval, compute_metrics, dataloader),
             check_derive(derive),
             context,
+            of_dataset,
         )
         wanted = check_save_best(save_best, n_saved)
         where = where_files_go(out_dir, checkpoint, save_best)
@@ -444,12 +446,14 @@ class EvalHook:
 
         Args:
             scheduler: torch's ``ReduceLROnPlateau``, or Ignite's handler around it.
-            metric: Any metric, followed or not; by default the first followed one.
+            metric: Any metric, followed or not; by default the one that Ignite's handler names,
+                else the first followed one.
 
         Raises:
             TypeError: If ``scheduler`` can neither be stepped nor called.
             ValueError: If its mode contradicts the metric's rule.
         """
+        metric = metric_of(scheduler, metric)
         if metric is None and not self._plan.follower.wanted:
             raise ValueError("step_on_plateau needs metric='…', since save_best names none")
         target = None

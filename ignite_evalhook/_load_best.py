@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from ignite.handlers import Checkpoint
+from torch import nn
 
 from ._best import Best
 from ._checkpoint import as_best, sidecar_name
-from ._sidecar import Kept, Sidecar
+from ._sidecar import Kept, Sidecar, is_foreign
 from ._storage import Storage, open_storage
 from .exceptions import CheckpointError
 
@@ -34,6 +35,7 @@ def find_best(
     """
     storage = open_storage(out_dir)
     sidecar, entry = _find(storage, metric, name)
+    check_exists(storage, entry)
     target = next(t for t in sidecar.targets if entry in sidecar.of(t.metric))
     return as_best(target, entry, storage)
 
@@ -70,8 +72,7 @@ def load_entry(storage: Storage, entry: Kept, to_load: Mapping[str, Any]) -> Non
     Raises:
         CheckpointError: If it is missing, damaged, or lacks a name of ``to_load``.
     """
-    if not storage.exists(entry.file):
-        raise CheckpointError(f"the best checkpoint {storage.path(entry.file)} is missing")
+    check_exists(storage, entry)
     found = storage.sha256(entry.file)
     if entry.sha256 is not None and found != entry.sha256:
         raise CheckpointError(
@@ -80,6 +81,16 @@ def load_entry(storage: Storage, entry: Kept, to_load: Mapping[str, Any]) -> Non
         )
     checkpoint = read_checkpoint(storage, entry.file)
     load_objects(to_load, checkpoint, str(storage.path(entry.file)))
+
+
+def check_exists(storage: Storage, entry: Kept) -> None:
+    """Check that a listed file is there.
+
+    Raises:
+        CheckpointError: If it is missing.
+    """
+    if not storage.exists(entry.file):
+        raise CheckpointError(f"the best checkpoint {storage.path(entry.file)} is missing")
 
 
 def read_checkpoint(storage: Storage, file: str) -> dict[str, Any]:
@@ -107,9 +118,16 @@ def load_objects(to_load: Mapping[str, Any], checkpoint: dict[str, Any], where: 
         ValueError: If a name is missing.
     """
     missing = [name for name in to_load if name not in checkpoint]
-    if missing and len(to_load) > 1:
+    if missing and (len(to_load) > 1 or not _is_state_of(checkpoint, to_load[missing[0]])):
         raise ValueError(f"{where} has no {missing}; it has {list(checkpoint)}")
     Checkpoint.load_objects(to_load=to_load, checkpoint=checkpoint)
+
+
+def _is_state_of(checkpoint: Mapping[str, Any], item: Any) -> bool:
+    """Return whether a file may hold just the state of ``item``, without a name for it."""
+    if not isinstance(item, nn.Module) or not checkpoint:
+        return True
+    return not all(isinstance(value, Mapping) for value in checkpoint.values())
 
 
 def read_sidecar(storage: Storage, file: str) -> Sidecar | None:
@@ -132,6 +150,7 @@ def _find(storage: Storage, metric: str | None, name: str | None) -> tuple[Sidec
         files = [sidecar_name(name)]
     else:
         files = [f for f in storage.list() if f.startswith("best") and f.endswith(".json")]
+        files = [f for f in files if not is_foreign(storage.read_text(f))]
     sidecars = [s for s in (read_sidecar(storage, file) for file in sorted(files)) if s]
     if not sidecars:
         wanted = "best*.json" if name is None else sidecar_name(name)

@@ -22,7 +22,7 @@ class Batches:
 
     Attributes:
         length: Number of batches, if it is known beforehand.
-        seen: Batches handed out so far.
+        seen: Batches evaluated so far; counted by whoever takes them.
     """
 
     def __init__(
@@ -43,25 +43,19 @@ class Batches:
     def __iter__(self) -> Iterator[Any]:
         # Ignite asks for a new iterator when one ends early; a second pass would count twice.
         if self._iterator is None:
-            self._iterator = islice(iter(self._source), self._limit)
-        return self
+            self._iterator = self._once()
+        return self._iterator
 
-    def __next__(self) -> Any:
-        if self._iterator is None:
-            iter(self)
-        try:
-            batch = next(self._iterator)  # type: ignore[arg-type]  # iter() has just set it
-        except StopIteration:
-            self._at_end = True
-            if self.seen == 0:
-                raise EvaluationError("the evaluation data is empty: no batch came") from None
-            raise
-        self.seen += 1
-        return batch
+    def _once(self) -> Iterator[Any]:
+        # Batches are counted by who takes them: a Python frame for each one costs too much here.
+        yield from islice(iter(self._source), self._limit)
+        self._at_end = True
+        if self.seen == 0:
+            raise EvaluationError("the evaluation data is empty: no batch came")
 
     @property
     def exhausted(self) -> bool:
-        """Whether every batch was handed out."""
+        """Whether every batch was evaluated."""
         return self._at_end or (self.length is not None and self.seen == self.length)
 
     def next_indices(self) -> list[int] | None:
@@ -70,7 +64,8 @@ class Batches:
 
     def close(self) -> None:
         """Let go of the loader's iterator, and so of its worker processes."""
-        self._iterator = iter(())
+        self._iterator = None
+        self._source = ()
 
 
 def plan_batches(data: Iterable[Any], limit: int | None = None, *, order: bool = False) -> Batches:

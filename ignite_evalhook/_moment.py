@@ -37,7 +37,9 @@ class Position:
 START = Position(0, 0, 0)
 
 
-def position(state: Any, schedule: Schedule, *, epoch_started: bool = False) -> Position:
+def position(
+    state: Any, schedule: Schedule, *, epoch_started: bool = False, iteration_started: bool = False
+) -> Position:
     """Return where training stands.
 
     Args:
@@ -45,21 +47,27 @@ def position(state: Any, schedule: Schedule, *, epoch_started: bool = False) -> 
         schedule: Says what a step is.
         epoch_started: Whether ``EPOCH_STARTED`` is being fired, where Ignite's counter already
             names the epoch to come.
+        iteration_started: Whether an iteration is under way, which Ignite's counter includes.
     """
-    length, iteration = state.epoch_length, state.iteration
+    length, iteration = state.epoch_length, state.iteration - int(iteration_started)
+    if iteration == 0:
+        return START  # whatever the epoch that has started
     # After a restart in the middle of an epoch Ignite's counter names the one before.
     under_way = math.ceil(iteration / length) if length else int(iteration > 0)
     epoch = max(state.epoch - int(epoch_started), under_way)
     return Position(epoch, iteration, epoch if schedule.counts_epochs else iteration)
 
 
-def is_due_here(state: Any, schedule: Schedule, *, epoch_completed: bool = False) -> bool:
+def is_due_here(
+    state: Any, schedule: Schedule, *, epoch_completed: bool = False, epoch_started: bool = False
+) -> bool:
     """Return whether an evaluation is due just where training stands.
 
     Args:
         state: The trainer's state.
         schedule: When to evaluate.  One by the clock is never due by position.
         epoch_completed: Whether ``EPOCH_COMPLETED`` is being fired.
+        epoch_started: Whether ``EPOCH_STARTED`` is, as for :func:`position`.
     """
     if state.iteration == 0:
         return schedule.before_training
@@ -68,8 +76,9 @@ def is_due_here(state: Any, schedule: Schedule, *, epoch_completed: bool = False
     length = state.epoch_length
     if not schedule.counts_epochs:
         return schedule.is_due(state.iteration, length)
-    at_end = epoch_completed or (bool(length) and state.iteration == state.epoch * length)
-    return at_end and schedule.is_due(state.epoch)
+    epoch = state.epoch - int(epoch_started)
+    at_end = epoch_completed or (bool(length) and state.iteration == epoch * length)
+    return at_end and schedule.is_due(epoch)
 
 
 def is_due_on_takeover(state: Any, schedule: Schedule) -> bool:
@@ -79,8 +88,9 @@ def is_due_on_takeover(state: Any, schedule: Schedule) -> bool:
         MMCV: "It enables evaluation before the training starts if start <= the resuming epoch."
     """
     length, iteration = state.epoch_length, state.iteration
-    in_epochs = schedule.counts_epochs or schedule.is_fraction
-    done = iteration // length if in_epochs and length else iteration
+    done = iteration
+    if schedule.by_epoch:
+        done = iteration // length if length else state.epoch
     return schedule.start is not None and schedule.start <= done
 
 
@@ -100,15 +110,15 @@ def check_ever_due(state: Any, schedule: Schedule, *, at_end: bool) -> None:
     Raises:
         ValueError: Saying what is counted, how far the run goes, and the way out.
     """
-    if schedule.is_fraction:
+    if schedule.needs_epoch_length:
         schedule.next_due(0, state.epoch_length)  # raises where the length is not known
-    if at_end or schedule.is_clocked or schedule.interval is None or schedule.before_training:
+    if at_end or schedule.interval is None or schedule.before_training:
         return
     total = total_iterations(state)
     if schedule.counts_epochs:
         total = _total_epochs(state)
         unit, other = "epochs", "by_epoch=False counts iterations"
-    elif schedule.is_fraction:
+    elif schedule.needs_epoch_length:
         unit, other = "epochs", "start= counts epochs"
     else:
         unit, other = "iterations", "by_epoch=True counts epochs"
@@ -118,7 +128,7 @@ def check_ever_due(state: Any, schedule: Schedule, *, at_end: bool) -> None:
     what = f"interval={_show(schedule.interval)}"
     if schedule.start is not None:
         what = f"start={schedule.start} with {what}"
-    shown = total // state.epoch_length if schedule.is_fraction else total
+    shown = total // state.epoch_length if schedule.needs_epoch_length else total
     raise ValueError(
         f"{what} counts {unit} and this run has {shown}, so no evaluation would ever be due; "
         f"{other}, at_end=True evaluates at the end"
@@ -126,10 +136,10 @@ def check_ever_due(state: Any, schedule: Schedule, *, at_end: bool) -> None:
 
 
 def _total_epochs(state: Any) -> int | None:
-    if state.max_epochs is not None:
-        return int(state.max_epochs)
     total = total_iterations(state)
-    return None if total is None or not state.epoch_length else total // int(state.epoch_length)
+    if total is not None and state.epoch_length:
+        return total // int(state.epoch_length)  # max_iters may cut the last epoch short
+    return None if state.max_epochs is None else int(state.max_epochs)
 
 
 def _show(interval: Any) -> str:

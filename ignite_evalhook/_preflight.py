@@ -60,7 +60,7 @@ def check_evaluation(
     with evaluation.session(dataloader), grad_mode(evaluation.evaluator):
         batches = plan_batches(dataloader, 1)
         try:
-            batch = next(batches)
+            batch = next(iter(batches))
         finally:
             batches.close()
         # The names inside a mapping are known only when a metric has computed, which costs

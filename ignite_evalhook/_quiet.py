@@ -213,7 +213,8 @@ def _remember_values(tensors: Collection[torch.Tensor]) -> Restore:
     aliases: list[torch.Tensor] = []
     groups: dict[tuple[torch.device, torch.dtype], list[torch.Tensor]] = {}
     singles: list[torch.Tensor] = []
-    with torch.inference_mode():  # tensors made in it can be written in it only
+    # Here and below, since tensors made in inference mode can be written in it only.
+    with torch.inference_mode():
         for tensor in tensors:
             if type(tensor) is torch.Tensor and tensor.layout is torch.strided:
                 alias = tensor.data

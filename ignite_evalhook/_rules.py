@@ -263,8 +263,9 @@ def match_rule(
     Case is ignored.  The first stage that finds something decides:
 
     1. the name is a key (``greater_keys``, then ``less_keys``);
-    2. a key is a whole word of the name, or a run of whole words (``p-mpjpe``); here the names
-       of our field (:data:`GREATER_WORDS`, :data:`LESS_WORDS`) and the preset's keys count too;
+    2. a key is a whole word of the name (split at anything that is no letter or digit), or a
+       run of whole words (``p-mpjpe``; ``AR@`` is the word with its sign); here the names of our
+       field (:data:`GREATER_WORDS`, :data:`LESS_WORDS`) and the preset's keys count too;
     3. a key is a substring of the name: only ``greater_keys`` and ``less_keys``, as MMCV does.
 
     A longer match hides the shorter ones inside it: ``neg_log_loss`` is not a ``loss``.  Keys
@@ -344,7 +345,7 @@ def _preset_keys(preset: str | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def _exact_match(name: str, keys: list[_Key]) -> list[_Match]:
-    equal = (key for key in keys if key.rule is not None and _fold(key.text) == _fold(name))
+    equal = (key for key in keys if _fold(key.text) == _fold(name))
     return [_Match(0, 1, key) for key in equal][:1]
 
 
@@ -406,7 +407,7 @@ _WORD = re.compile(r"(?:^|(?<=/))\s*(?:1\s*)?-|[^\W_]+|@")
 _GLUED = re.compile(
     r"(binary|multiclass|multilabel|retrieval)?"
     r"(.+?)"
-    r"(score|metric|index|curve|error|difference|gap|drop)?"
+    r"(score|metric|index|curve|error|difference|gap)?"
 )
 # Class names carry the task before and the kind after the word that counts: `BinaryF1Score`.
 

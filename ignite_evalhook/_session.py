@@ -92,10 +92,11 @@ class Session:
         self.trainer: Engine | None = None
         self.at = START  # of the present or latest evaluation
         self.last: LastCheckpoint | None = None
-        self.watchers = Watchers(lambda: plan.follower.target().metric)
+        self.watchers = Watchers(lambda: plan.follower.first)
         self.listeners: list[tuple[Any, Handler]] = []
         self._sender = sender
         self._event: Any = None  # of the trainer's, being handled
+        self._epoch_start: int | None = None  # iterations completed when the epoch started
         self._evaluating = False
         self._current: Mapping[str, Any] | None = None
         self._scores: dict[str, float] = {}
@@ -122,6 +123,7 @@ class Session:
         self.last = None
         self._let_go()
         self._begun = False
+        self._epoch_start = None
         self.trainer = None
 
     def _handlers(self) -> list[tuple[Any, Callable[[Engine], None]]]:
@@ -160,13 +162,15 @@ class Session:
             self._event = None
 
     def _on_started(self, trainer: Engine) -> None:
+        self._epoch_start = None
         with self._handling(Events.STARTED):
             self._begin(at_start=True)
             if self.last is not None:
                 self.last.started()
 
     def _on_epoch_started(self, trainer: Engine) -> None:
-        if not self._ran:
+        self._epoch_start = trainer.state.iteration
+        if not self._under_way:
             with self._handling(Events.EPOCH_STARTED):
                 self._begin()
 
@@ -176,7 +180,7 @@ class Session:
                 self._reach(trainer)
 
     def _reach(self, trainer: Engine) -> None:
-        if not self._ran:
+        if not self._under_way:
             self._begin()
         iteration, length = trainer.state.iteration, trainer.state.epoch_length
         schedule = self.plan.schedule
@@ -201,7 +205,7 @@ class Session:
 
     def _on_epoch_completed(self, trainer: Engine) -> None:
         with self._handling(Events.EPOCH_COMPLETED):
-            if not self._ran:
+            if not self._under_way:
                 self._begin()
             if self._is_due_here():
                 self._evaluate_here()
@@ -224,7 +228,7 @@ class Session:
     def _finish(self, event: Any) -> None:
         trainer = self.need_trainer()
         with self._handling(event):
-            if not self._ran:
+            if not self._under_way:
                 self._begin()
             if self._is_due_here() or (self.plan.at_end and trainer.state.iteration > 0):
                 self._evaluate_here()
@@ -246,16 +250,42 @@ class Session:
         """Whether the last checkpoint follows epochs, rather than evaluations."""
         return self.plan.schedule.counts_epochs or self.plan.schedule.interval is None
 
+    @property
+    def _under_way(self) -> bool:
+        """Whether this run has begun for the hook, which may have been away meanwhile."""
+        return self._ran and self._begun
+
     def _is_due_here(self) -> bool:
-        at_epoch_end = self._event is Events.EPOCH_COMPLETED
-        state = self.need_trainer().state
-        return is_due_here(state, self.plan.schedule, epoch_completed=at_epoch_end)
+        state, start = self.need_trainer().state, self._epoch_start
+        # terminate() in an epoch's last iteration skips EPOCH_COMPLETED.
+        whole = start is not None and state.iteration - start == state.epoch_length
+        return is_due_here(
+            state,
+            self.plan.schedule,
+            epoch_completed=whole or self._event is Events.EPOCH_COMPLETED,
+            epoch_started=self._is_ahead(state.iteration),
+        )
+
+    def _is_ahead(self, iteration: int) -> bool:
+        """Whether Ignite counts an epoch of which no iteration is completed."""
+        if self._event is Events.EPOCH_COMPLETED or self.trainer is None:
+            return False
+        at_start = self.trainer.last_event_name is Events.EPOCH_STARTED
+        return at_start or iteration == self._epoch_start
 
     def position(self) -> Position:
+        """Return where training stands."""
         if self.trainer is None:
             return START
-        started = self._event is Events.EPOCH_STARTED
-        return position(self.trainer.state, self.plan.schedule, epoch_started=started)
+        engine = self.trainer
+        # Only while it runs: a run that raised leaves the event behind.
+        in_step = engine.last_event_name is Events.ITERATION_STARTED and is_running(engine)
+        return position(
+            engine.state,
+            self.plan.schedule,
+            epoch_started=self._is_ahead(engine.state.iteration - int(in_step)),
+            iteration_started=in_step,
+        )
 
     def need_trainer(self) -> Engine:
         if self.trainer is None:
@@ -411,18 +441,22 @@ class Session:
                 improved = self.plan.follower.improved(scores)
                 failed = self.plan.follower.save(self.need_trainer(), scores)
                 improved = tuple(metric for metric in improved if metric not in failed)
+            record = EvalRecord(
+                at.epoch, at.iteration, outcome.metrics, improved, bool(improved),
+                outcome.samples, outcome.seconds,
+            )  # fmt: skip
+            line = self._line(record, at, scores)
+            if self.plan.folder is not None:
+                self.plan.folder.append(record, self.run_id)
+        except BaseException:
+            self.plan.follower.undo()
+            raise
         finally:
             self._evaluating = False
             self._current = None
-        record = EvalRecord(
-            at.epoch, at.iteration, outcome.metrics, improved, bool(improved),
-            outcome.samples, outcome.seconds,
-        )  # fmt: skip
-        if self.plan.folder is not None:
-            self.plan.folder.append(record, self.run_id)
-        line = self._line(record, at, scores)
         self.history.append(record)
         self.plan.follower.accept(improved, scores, at)
+        self.plan.follower.settle()
         self._own_state = True
         logger.info(line)
         self.watchers.heed(record, self.plan.evaluation.evaluator)
@@ -484,7 +518,10 @@ class Session:
 
     def signed_score(self, metric: str | None) -> float:
         """Return the present or last score of a followed metric; ``None``: of the first one."""
-        return self.signed(self.plan.follower.target(metric))
+        follower = self.plan.follower
+        if metric is None and follower.wanted and not follower.targets:
+            return -math.inf  # "auto" has seen no result to choose from
+        return self.signed(follower.target(metric))
 
     def signed(self, target: Target) -> float:
         """Return the present or last score, signed so that higher is better."""

@@ -20,7 +20,8 @@ from ._rules import Rule
 
 __all__: list[str] = []
 
-FORMAT = "ignite-evalhook best 1"
+OURS = "ignite-evalhook best"
+FORMAT = f"{OURS} 1"
 
 
 @dataclass(frozen=True)
@@ -73,9 +74,13 @@ class Sidecar:
         ordered = sort_entries(target, entries)
         return replace(self, kept={**self.kept, target.metric: prune(target, ordered)})
 
+    def entries(self) -> list[Kept]:
+        """Return all files listed, of every metric."""
+        return [entry for entries in self.kept.values() for entry in entries]
+
     def files(self) -> set[str]:
         """Return the names of all files listed."""
-        return {entry.file for entries in self.kept.values() for entry in entries}
+        return {entry.file for entry in self.entries()}
 
     def to_json(self) -> str:
         """Return the text of ``best.json``: the best of the first metric, then all."""
@@ -119,12 +124,19 @@ class Sidecar:
         return cls(name, run_id, targets, kept)
 
 
+def is_foreign(text: str | None) -> bool:
+    """Return whether a text is sound JSON, but of somebody else: ``best_parameters.json``, say."""
+    try:
+        document = json.loads(text or "")
+    except ValueError:
+        return False
+    return not (isinstance(document, dict) and str(document.get("format")).startswith(OURS))
+
+
 def sort_entries(target: Target, entries: Iterable[Kept]) -> tuple[Kept, ...]:
-    """Return entries best first; among equals the earlier one comes first."""
-    earliest_first = sorted(entries, key=lambda entry: entry.iteration)
-    return tuple(
-        sorted(earliest_first, key=lambda entry: target.rule.signed(entry.score), reverse=True)
-    )
+    """Return entries best first; among equals the earlier one, unless a ``rule_map`` says else."""
+    by_age = sorted(entries, key=lambda e: e.iteration, reverse=target.prefers_later)
+    return tuple(sorted(by_age, key=lambda e: target.rule.signed(e.score), reverse=True))
 
 
 def prune(target: Target, entries: tuple[Kept, ...]) -> tuple[Kept, ...]:

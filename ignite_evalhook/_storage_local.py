@@ -10,6 +10,7 @@ import contextlib
 import errno
 import os
 import shutil
+import stat
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -98,7 +99,11 @@ class LocalStorage(Storage):
         """Return the size of a file in bytes, ``None`` if there is no such file."""
         path = self.path(name)
         with self._explained("look at", name):
-            return path.stat().st_size if path.is_file() else None
+            try:
+                found = os.stat(path)
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+        return found.st_size if stat.S_ISREG(found.st_mode) else None
 
     def remove(self, name: str) -> None:
         """Remove a file; a missing one is fine."""

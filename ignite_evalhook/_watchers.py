@@ -21,10 +21,11 @@ class Watchers:
     """Whoever acts on the record of an evaluation.
 
     Args:
-        followed: Returns the name of the first followed metric, for those that name none.
+        followed: Returns the name of the first followed metric, for those that name none;
+            ``None`` while ``"auto"`` has not chosen one.
     """
 
-    def __init__(self, followed: Callable[[], str]) -> None:
+    def __init__(self, followed: Callable[[], str | None]) -> None:
         self._followed = followed
         self._stoppers: list[tuple[str | None, SafeEarlyStopping]] = []
         self._schedulers: list[tuple[str | None, Any]] = []
@@ -60,7 +61,8 @@ class Watchers:
         for _, stopper in self._stoppers:
             stopper(evaluator)
         for metric, scheduler in self._schedulers:
-            value = as_score(record.metrics.get(metric or self._followed()))
+            name = self._followed() if metric is None else metric
+            value = None if name is None else as_score(record.metrics.get(name))
             if value is None or not math.isfinite(value):
                 continue  # torch's scheduler would take NaN for an improvement
             if callable(scheduler):
@@ -82,7 +84,7 @@ class Watchers:
                 for metric, stopper in self._stoppers
             ],
             "plateau": [
-                {"metric": metric, "state": to_plain(dict(scheduler.state_dict()), "scheduler")}
+                {"metric": metric, "state": to_plain(_without_methods(scheduler), "scheduler")}
                 for metric, scheduler in self._schedulers
             ],
         }
@@ -102,6 +104,29 @@ class Watchers:
                 item.load_state_dict(entry["state"])
                 del waiting[number]
                 return
+
+
+def _without_methods(scheduler: Any) -> dict[str, Any]:
+    """Return a scheduler's state; Ignite's handler leaves a method of its own in torch's."""
+    state = dict(scheduler.state_dict())
+    inner = state.get("scheduler")
+    if isinstance(inner, Mapping):
+        state["scheduler"] = {key: value for key, value in inner.items() if not callable(value)}
+    return state
+
+
+def metric_of(scheduler: Any, metric: str | None) -> str | None:
+    """Return the metric to step on: Ignite's handler names its own.
+
+    Raises:
+        ValueError: If ``metric`` is another one.
+    """
+    own = getattr(scheduler, "metric_name", None)
+    if own is None or metric == own:
+        return metric
+    if metric is not None:
+        raise ValueError(f"the scheduler watches {own!r}, got metric={metric!r}")
+    return str(own)
 
 
 def check_scheduler(scheduler: Any, target: Target | None) -> None:

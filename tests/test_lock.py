@@ -8,6 +8,7 @@ import pathlib
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -53,7 +54,7 @@ class Process:
             lock, run = lock_of(folder, name), Run()
             try:
                 lock.acquire(run)
-            except BaseException as error:
+            except (CheckpointError, StateError) as error:
                 os.write(say, f"{type(error).__name__} {error}".encode())
                 os._exit(1)
             os.write(say, b"held")
@@ -85,12 +86,13 @@ def in_child(action: Callable[[], None]) -> int:
     """Run ``action`` in a forked child and return its exit code."""
     child = os.fork()
     if child == 0:
+        code = 1
         try:
             action()
-        except BaseException as error:
-            os.write(2, f"{error!r}\n".encode())
-            os._exit(1)
-        os._exit(0)
+            code = 0
+        finally:  # the child must not go on with the tests of its parent
+            traceback.print_exc()
+            os._exit(code)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 

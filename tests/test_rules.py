@@ -10,7 +10,7 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from ignite_evalhook import exceptions
+from ignite_evalhook import _rules, exceptions
 from ignite_evalhook._rules import (
     DEFAULT_GREATER_KEYS,
     DEFAULT_LESS_KEYS,
@@ -192,6 +192,7 @@ def test_law_the_two_rules_are_mirror_images(one: float, two: float) -> None:
         ("WordInfoPreserved", GREATER, "word info preserved"),
         ("BinaryF1Score", GREATER, "f1"),
         ("RetrievalFallOut", LESS, "fall out"),
+        ("DunnIndex", GREATER, "dunn"),
         ("Top5Error", LESS, "top 5 error"),
         ("R²", GREATER, "r2"),
         # A key is a substring.
@@ -226,6 +227,8 @@ def test_the_name_tells_the_rule_and_the_key_that_decided(name: str, rule: Rule,
         ("acc_std", "'acc' says greater, 'std' leaves it open"),
         ("best_f1_thresh", "'f1' says greater, 'thresh' leaves it open"),
         ("loss_scale", "'loss scale' leaves it open"),
+        ("acc/acc_loss", "'acc' says greater, 'loss' says less"),
+        ("AccuracyDrop", "'accuracy drop' leaves it open"),
         ("AccuracyGap", "'accuracy' says greater, 'gap' leaves it open"),
         ("PrecisionRecallCurve", "'curve' leaves it open"),
         ("mean_error", "'mean error' leaves it open"),
@@ -237,6 +240,8 @@ def test_the_name_tells_the_rule_and_the_key_that_decided(name: str, rule: Rule,
         ("grad_norm", "no key matches"),
         ("warp", "no key matches"),
         ("garage", "no key matches"),
+        ("éiou", "no key matches"),
+        ("iou²", "no key matches"),
         ("", "no key matches"),
         ("@/_ ", "no key matches"),
     ],
@@ -304,7 +309,9 @@ def test_the_callers_keys_replace_the_default_ones() -> None:
         ("val.quux", [], ["Quux"], LESS, "Quux"),
         ("myquuxes", [], ["quux"], LESS, "quux"),
         # Exactly in both lists: greater first, as MMCV.
-        ("quux", ["quux"], ["quux"], GREATER, "quux"),
+        ("Quux", ["quux"], ["quux"], GREATER, "quux"),
+        # A key is no pattern.
+        ("xa+bx", ["a+b"], [], GREATER, "a+b"),
         # A word of ours that the caller names is no longer ours, nor is a doubt.
         ("val_mae", ["mae"], ["loss"], GREATER, "mae"),
         ("val_iou", ["acc"], ["iou"], LESS, "iou"),
@@ -337,6 +344,7 @@ def test_the_callers_keys_win_over_the_built_in_words(
         # Our longer name may not hide what the caller said.
         ("brier_skill_score", ["acc"], ["skill"], "'skill' says less, 'brier skill score' says gr"),
         ("quux_std", ["quux"], [], "'quux' says greater, 'std' leaves it open"),
+        ("xaabx", ["a+b"], [], "no key matches"),
     ],
 )
 def test_the_callers_keys_do_not_silence_what_else_the_name_says(
@@ -439,10 +447,13 @@ def test_the_callers_keys_win_over_a_presets() -> None:
     assert infer_rule("val_NDS", less_keys=["NDS"], preset="mmdet3d") is LESS
 
 
-def test_a_preset_wins_over_the_built_in_words() -> None:
+def test_a_preset_wins_over_the_built_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
     assert match_rule("val_rmse", preset="mmseg") == (LESS, "rmse")
     assert match_rule("depth_rmse_log", preset="mmseg") == (LESS, "rmse_log")
     assert match_rule("coco/AP", preset="mmpose") == (GREATER, "AP")
+    monkeypatch.setattr(_rules, "PRESETS", {"mine": (("mae",), ("iou",))})
+    assert match_rule("val_mae", preset="mine") == (GREATER, "mae")
+    assert match_rule("val_iou", preset="mine") == (LESS, "iou")
 
 
 def test_an_unknown_preset_is_refused_with_those_there_are() -> None:
