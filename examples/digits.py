@@ -65,7 +65,9 @@ def main(argv: list[str] | None = None) -> None:
 
     print("Handwritten digits: {} images to train, {} to validate, {} to test.".format(*SIZES))
     if args.validate:
-        print(f"At most {args.max_epochs} epochs, {args.patience} of them without a better score.")
+        print(
+            f"At most {args.max_epochs} epochs; fewer if {args.patience} in a row do not improve."
+        )
     else:
         print(f"{args.max_epochs} epochs without any evaluation (--no-validate).")
     if resumed:
@@ -89,22 +91,13 @@ def main(argv: list[str] | None = None) -> None:
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Train on handwritten digits.")
-    count = positive_integer
-    parser.add_argument("--max-epochs", type=count, default=30, metavar="N", help="default: 30")
-    parser.add_argument(
-        "--patience",
-        type=count,
-        default=5,
-        metavar="N",
-        help="evaluations without a better score after which training ends (default: 5)",
-    )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
-    parser.add_argument(
-        "--kill-at-epoch",
-        type=count,
-        metavar="N",
-        help="kill this process in the middle of epoch N, to see the next run go on",
-    )
+    add, count = parser.add_argument, positive_integer
+    add("--max-epochs", type=count, default=30, metavar="N", help="default: 30")
+    patience = "evaluations without a better score that end training (default: 5)"
+    add("--patience", type=count, default=5, metavar="N", help=patience)
+    add("--seed", type=int, default=0, metavar="N", help="default: 0")
+    kill = "kill this process in the middle of epoch N, to see the next run go on"
+    add("--kill-at-epoch", type=count, metavar="N", help=kill)
     add_eval_args(parser)  # --validate, --save-best, --out-dir and the like
     parser.set_defaults(save_best="val_loss", out_dir="runs/digits")
     return parser
@@ -174,7 +167,7 @@ def tensorboard(trainer: Engine, hook: EvalHook, folder: Path) -> Iterator[None]
             tag="training",
             output_transform=lambda loss: {"loss": loss},
         )
-        evaluations = logger.attach_output_handler(
+        logger.attach_output_handler(
             hook.evaluator,
             Events.COMPLETED,
             tag="validation",
@@ -183,16 +176,16 @@ def tensorboard(trainer: Engine, hook: EvalHook, folder: Path) -> Iterator[None]
         )
         trainer.add_event_handler(Events.EPOCH_COMPLETED, logger.writer.flush)
         yield
-        evaluations.remove()  # the same engine will see the test images, which are no validation
 
 
-def kill_in_the_middle_of(epoch: int, trainer: Engine, iterations: int) -> None:
-    """Kill this process half-way through ``epoch``, an epoch being so many iterations."""
+def kill_in_the_middle_of(epoch: int, trainer: Engine, epoch_length: int) -> None:
+    """Kill this process half-way through ``epoch``, 1-based."""
+    middle = (epoch - 1) * epoch_length + epoch_length // 2
 
-    @trainer.on(Events.ITERATION_COMPLETED(once=(epoch - 1) * iterations + iterations // 2))
+    @trainer.on(Events.ITERATION_COMPLETED(once=middle))
     def kill() -> None:
-        print(f"\nKilled in the middle of epoch {epoch}, on purpose.  Start again without", end=" ")
-        print("--kill-at-epoch to go on.", flush=True)
+        where = f"iteration {trainer.state.iteration}, in the middle of epoch {epoch}"
+        print(f"\nKilled on purpose at {where}.", flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from ._checkpoint import suffix
 from ._history import EvalRecord, History, parse_lines
 from ._load_best import find_best
 from ._storage import open_storage
@@ -19,13 +20,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("out_dir", help="folder or URL that a hook wrote to")
     parser.add_argument("--name", default="val", help="name of the hook (default: val)")
     args = parser.parse_args(arguments)
-    storage = open_storage(args.out_dir)
-    suffix = "" if args.name == "val" else f"_{args.name}"
-    text = storage.read_text(f"history{suffix}.jsonl")
-    if text is None:
-        print(f"no history{suffix}.jsonl in {storage.location}", file=sys.stderr)
+    try:
+        storage = open_storage(args.out_dir)
+        file = f"history{suffix(args.name)}.jsonl"
+        text = storage.read_text(file)
+        if text is None:
+            print(f"no {file} in {storage.location}", file=sys.stderr)
+            return 1
+        history = History(EvalRecord.from_dict(row) for row in parse_lines(text))
+    except (EvalHookError, ImportError, ValueError) as error:
+        print(error, file=sys.stderr)
         return 1
-    print(History(EvalRecord.from_dict(row) for row in parse_lines(text)).table())
+    print(history.table())
     try:
         best = find_best(args.out_dir, name=args.name)
     except EvalHookError as error:

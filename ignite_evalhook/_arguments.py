@@ -6,10 +6,12 @@ Each error says what was wrong, what we got, what is allowed, and what to do.
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
+from torch.utils.data import Dataset, IterableDataset
 
 from ._checkpoint import check_n_saved
 from ._evaluation import parameters_of
@@ -68,6 +70,25 @@ def check_eval_kwargs(
                 f"neither EvalHook nor compute_metrics has an argument {name!r}; compute_metrics "
                 f"takes {sorted(named)}"
             )
+    if compute_metrics is not None:
+        _check_call(compute_metrics, eval_kwargs)
+
+
+def _check_call(compute_metrics: Callable[..., Any], eval_kwargs: Mapping[str, Any]) -> None:
+    try:
+        signature = inspect.signature(compute_metrics)
+    except (TypeError, ValueError):  # some builtins have no signature
+        return
+    kwargs = dict(eval_kwargs)
+    if "logger" in parameters_of(compute_metrics)[0]:
+        kwargs.setdefault("logger", None)
+    try:
+        signature.bind([], **kwargs)
+    except TypeError as error:
+        raise TypeError(
+            f"compute_metrics takes {signature}, and cannot be called with the results and the "
+            f"keywords {list(eval_kwargs)} of EvalHook: {error}"
+        ) from error
 
 
 def check_save_best(save_best: object, n_saved: int | None) -> dict[str, int | None] | None:
@@ -87,6 +108,8 @@ def check_save_best(save_best: object, n_saved: int | None) -> dict[str, int | N
         for number in names.values():
             check_n_saved(number)
     elif isinstance(save_best, Sequence):
+        if not all(isinstance(name, str) for name in save_best):
+            raise TypeError(f"save_best must list names of metrics, got {save_best!r}")
         names = dict.fromkeys(save_best, n_saved)
         if len(names) != len(save_best):
             raise ValueError(f"save_best names a metric twice: {list(save_best)}")
@@ -110,6 +133,16 @@ def check_dataloader(dataloader: object) -> None:
     """
     if dataloader is None:
         return
+    if isinstance(dataloader, (str, bytes, Mapping)):
+        raise TypeError(
+            f"dataloader must be one DataLoader or re-iterable of batches, got {dataloader!r:.80}; "
+            "several loaders need one hook each, with its own name="
+        )
+    if isinstance(dataloader, Dataset) and not isinstance(dataloader, IterableDataset):
+        raise TypeError(
+            f"dataloader must give batches, got the dataset {type(dataloader).__name__}; wrap it: "
+            "DataLoader(dataset, batch_size=…)"
+        )
     if not hasattr(dataloader, "__iter__"):
         if not hasattr(dataloader, "__getitem__"):
             raise TypeError(
@@ -149,6 +182,34 @@ def check_functions(**functions: object) -> None:
     for name, function in functions.items():
         if function is not None and not callable(function):
             raise TypeError(f"{name} must be a function, got {type(function).__name__}")
+
+
+def check_context(context: object) -> None:
+    """Refuse what is no function, a context manager itself for one.
+
+    Raises:
+        TypeError: With the way out.
+    """
+    if hasattr(context, "__enter__") and not isinstance(context, type):
+        raise TypeError(
+            "context must be a function that returns a context manager, got the context manager "
+            f"{type(context).__name__} itself, which may work only once; pass context=lambda: …"
+        )
+    check_functions(context=context)
+
+
+def check_without_data(**given: object) -> None:
+    """Refuse arguments about batches where a function evaluates.
+
+    Raises:
+        ValueError: Naming the argument.
+    """
+    for argument, value in given.items():
+        if value is not None and value is not False:
+            raise ValueError(
+                f"{argument}= is about the batches of a dataloader, and dataloader is None; let "
+                "the evaluator function do that"
+            )
 
 
 def check_choice(argument: str, value: object, allowed: Sequence[object]) -> None:

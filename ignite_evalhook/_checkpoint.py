@@ -69,9 +69,10 @@ class DeferredSaver(BaseSaveHandler):
         """
         if isinstance(self.target, BaseSaveHandler):
             self._hand_over(self.target, checkpoint, filename, metadata)
+            self.written = filename
         else:
+            self.written = filename  # also when only the very last step of writing fails
             self.sha256 = self.target.write(filename, saver(checkpoint, "to_save"))
-        self.written = filename
 
     def _hand_over(
         self,
@@ -178,25 +179,33 @@ class BestFiles:
         self.sidecar = after
 
     def take_back(
-        self, before: Sidecar, target: Target, entry: Kept, discard: Callable[[str], None]
+        self,
+        target: Target,
+        before: Iterable[Kept],
+        added: Kept,
+        discard: Callable[[str], None],
     ) -> None:
-        """Remove a file that was added after ``before``, and account for what was there then.
+        """Remove a file that was added, and account for those kept ``before``.
 
         If the disk is so full that not even ``best.json`` can be written, the file stays, and
         stays listed.
         """
-        added = before.with_entries(target, [*before.of(target.metric), entry])
+        now = self.sidecar.with_entries(target, [*before, added])
+        then = self.sidecar.with_entries(target, before)
         try:
-            self._write_back(before)
-            if entry.file not in before.files():
-                discard(entry.file)  # before the stable names, since it makes room for a copy
-            self.sidecar = before
-            self._point_aliases(added, before)
+            self._write_back(then)
         except CheckpointError as error:
-            if self.sidecar is not before:
-                stays = [*before.of(target.metric), replace(entry, abandoned=True)]
-                self.sidecar = before.with_entries(target, stays)
-            logger.warning("could not take %s back: %s", entry.file, error)
+            logger.warning("%s stays, since it cannot be taken back: %s", added.file, error)
+            stays = [*before, replace(added, abandoned=True)]
+            self.sidecar = self.sidecar.with_entries(target, stays)
+            return
+        self.sidecar = then
+        if added.file not in then.files():
+            discard(added.file)  # before the stable names, since it makes room for a copy
+        try:
+            self._point_aliases(now, then)
+        except CheckpointError as error:
+            logger.warning("%s", error)
 
     def _write_back(self, before: Sidecar) -> None:
         if self.storage is None:
@@ -318,7 +327,7 @@ class BestCheckpoint(Checkpoint):
         self.on_save_error = on_save_error
         self.files: BestFiles | None = None
         self.target: Target | None = None
-        self._before: tuple[list[Any], Sidecar] | None = None  # what a save has changed
+        self._before: tuple[list[Any], tuple[Kept, ...]] | None = None  # what a save has changed
         self._entry: Kept | None = None
         self._owner: str | None = None
         self._begun = True
@@ -421,7 +430,7 @@ class BestCheckpoint(Checkpoint):
         files, pattern, event_name = self.files, self.filename_pattern, engine.last_event_name
         self.filename_pattern = filename.replace("{", "{{").replace("}", "}}")
         self.saver.begin()
-        self._before = (list(self._saved), files.sidecar)
+        self._before = (list(self._saved), files.sidecar.of(self.target.metric))
         try:
             super().__call__(engine)
             if self.saver.written is None:
@@ -444,10 +453,10 @@ class BestCheckpoint(Checkpoint):
         """Take the last :meth:`save` back, if it is not settled."""
         if self._before is None or self.files is None or self.target is None:
             return
-        self._saved, sidecar = self._before
+        self._saved, entries = self._before
         self._before = None
         if self.saver.written is not None and self._entry is not None:
-            self.files.take_back(sidecar, self.target, self._entry, self.saver.discard)
+            self.files.take_back(self.target, entries, self._entry, self.saver.discard)
 
     def settle(self) -> None:
         """Remove the files that the last :meth:`save` has made superfluous."""

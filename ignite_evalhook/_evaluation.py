@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from ignite.engine import Engine
@@ -29,7 +29,6 @@ __all__: list[str] = []
 
 ComputeMetrics = Callable[..., Mapping[str, Any]]
 Context = Callable[[], AbstractContextManager[Any]]
-_Function = TypeVar("_Function", bound="Callable[..., Any] | None")
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,8 @@ class Evaluation:
     pre_eval: PreEval | None
     derive: Mapping[str, Callable[[Mapping[str, Any]], Any]]
     context: Context | None
-    of_dataset: bool = False  # compute_metrics (and pre_eval) are methods of the loader's dataset
+    evaluate_of_dataset: bool = False  # compute_metrics is dataset.evaluate
+    pre_eval_of_dataset: bool = False  # pre_eval is dataset.pre_eval
 
     @contextmanager
     def session(self, dataloader: Iterable[Any] | None) -> Iterator[None]:
@@ -81,10 +81,10 @@ class Evaluation:
         """
         started = time.perf_counter()
         computed: list[str] = []
-        compute = self._method(dataloader, "evaluate", self.compute_metrics)
+        compute, pre_eval = self._methods(dataloader)
         collector = None
         if compute is not None and self.function is None:
-            collector = ResultCollector(self._method(dataloader, "pre_eval", self.pre_eval))
+            collector = ResultCollector(pre_eval)
         source = [None] if self.function is not None else dataloader
         if source is None:
             raise ValueError("there is no dataloader to evaluate on; pass one to evaluate()")
@@ -124,12 +124,22 @@ class Evaluation:
             samples = None
         return Outcome(outcome, samples, seconds)
 
-    def _method(self, dataloader: Any, name: str, own: _Function) -> _Function:
-        """Return the method of the dataset evaluated on, where ``own`` is one of the hook's."""
-        if not self.of_dataset or own is None or getattr(own, "__name__", name) != name:
-            return own
-        found = getattr(getattr(dataloader, "dataset", None), name, None)
-        return found if callable(found) else own
+    def _methods(self, dataloader: Any) -> tuple[ComputeMetrics | None, PreEval | None]:
+        """Return ``compute_metrics`` and ``pre_eval`` for the data evaluated on.
+
+        A dataset's own methods know its annotations only: other data needs its own.
+
+        Raises:
+            ValueError: If ``pre_eval=True`` and this dataset has no such method.
+        """
+        compute, pre_eval = self.compute_metrics, self.pre_eval
+        if self.evaluate_of_dataset:
+            compute = method_of_dataset(dataloader, "evaluate")
+        if self.pre_eval_of_dataset:
+            pre_eval = method_of_dataset(dataloader, "pre_eval")
+            if pre_eval is None and compute is not None:
+                raise ValueError("pre_eval=True needs a dataset with a method pre_eval")
+        return compute, pre_eval
 
     def _compute(
         self, compute: ComputeMetrics, results: list[Any], metrics: dict[str, Any]
@@ -148,6 +158,12 @@ class Evaluation:
         return list(found)
 
 
+def method_of_dataset(dataloader: object, name: str) -> Callable[..., Any] | None:
+    """Return a method of the loader's dataset, if it has one of that name."""
+    method = getattr(getattr(dataloader, "dataset", None), name, None)
+    return method if callable(method) else None
+
+
 def check_mapping(found: Any, who: str) -> Mapping[str, Any]:
     """Return ``found`` if it maps names to values.
 
@@ -156,10 +172,16 @@ def check_mapping(found: Any, who: str) -> Mapping[str, Any]:
     """
     if found is None:
         return {}
-    if not isinstance(found, Mapping) or not all(isinstance(name, str) for name in found):
+    if not isinstance(found, Mapping):
         raise EvaluationError(
             f"{who} must return a mapping of names to values, got {type(found).__name__}"
         )
+    for name in found:
+        if not isinstance(name, str):
+            raise EvaluationError(
+                f"{who} must return a mapping of names to values, got the name {name!r}, which "
+                "is no string"
+            )
     return found
 
 

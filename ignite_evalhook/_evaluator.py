@@ -132,8 +132,11 @@ def create_evaluator(
             raise TypeError(f"{argument} must be a function, got {type(value).__name__}")
     if amp_dtype is not None and not isinstance(amp_dtype, torch.dtype):
         raise TypeError(f"amp_dtype must be a torch.dtype, got {amp_dtype!r}")
-    if step is not None and (loss_fn is not None or prepare_batch is not None):
-        raise ValueError("step= replaces loss_fn= and prepare_batch=; pass either step or those")
+    replaced = {"loss_fn": loss_fn, "prepare_batch": prepare_batch, "amp_dtype": amp_dtype,
+                "device": device}  # fmt: skip
+    given = [name for name, value in replaced.items() if value is not None]
+    if step is not None and given:
+        raise ValueError(f"step= replaces {', '.join(given)}; pass either step or those")
     bare = unwrap(model)
     if step is None:
         step = _make_step(bare, loss_fn, device, non_blocking, prepare_batch, amp_dtype)
@@ -159,21 +162,27 @@ def _make_step(
     amp_dtype: torch.dtype | None,
 ) -> Step:
     val_step = getattr(model, "val_step", None)
-    place = torch.device("cpu") if device is None else torch.device(device)
+    place, on_cpu = torch.device("cpu"), True
 
-    def prepare(engine: Engine, batch: Any) -> tuple[Any, Any]:
-        nonlocal place
-        if device is None and engine.state.iteration <= 1:  # the model may have moved since
-            place = _device_of(model)
+    def find_place() -> None:
+        nonlocal place, on_cpu
+        place = _device_of(model) if device is None else torch.device(device)
+        on_cpu = place.type == "cpu"
+
+    def prepare(batch: Any) -> tuple[Any, Any]:
         if prepare_batch is not None:
             return prepare_batch(batch, device=place, non_blocking=non_blocking)
-        x, y = batch if type(batch) is tuple and len(batch) == 2 else _unpack(batch)
-        if place.type == "cpu" and type(x) is type(y) is torch.Tensor and x.is_cpu and y.is_cpu:
-            return x, y  # nothing to move: the common case on a CPU, at a third of the time
+        x, y = _unpack(batch)
         return _to_device(x, place, non_blocking), _to_device(y, place, non_blocking)
 
     def predict(engine: Engine, batch: Any) -> Any:
-        x, y = prepare(engine, batch)
+        if engine.state.iteration <= 1:
+            find_place()  # once an evaluation, since the model may have moved
+        plain = on_cpu and prepare_batch is None and type(batch) in (tuple, list)
+        if plain and len(batch) == 2 and _on_cpu(batch[0]) and _on_cpu(batch[1]):
+            x, y = batch  # nothing to move: the common case on a CPU
+        else:
+            x, y = prepare(batch)
         y_pred = model(x)
         if loss_fn is None:
             return y_pred, y
@@ -194,6 +203,10 @@ def _make_step(
             return step(engine, batch)
 
     return mixed
+
+
+def _on_cpu(item: Any) -> bool:
+    return type(item) is torch.Tensor and item.is_cpu
 
 
 def _device_of(model: nn.Module) -> torch.device:
@@ -257,8 +270,14 @@ def run_pass(
         The number of samples, ``None`` if an output does not tell.
 
     Raises:
-        EvaluationError: If a handler or a swallowed exception cut the run short.
+        EvaluationError: If a handler or a swallowed exception cut the run short, or the engine
+            is in the middle of a run.
     """
+    if getattr(evaluator._internal_run_generator, "gi_running", False):
+        raise EvaluationError(
+            "the evaluator is running already: one of its own handlers asked for an evaluation by "
+            "it; ask after it has ended, in a handler of EvalEvents.EVAL_COMPLETED"
+        )
     meter = LossMeter()
     samples: int | None = 0
     process = evaluator._process_function
@@ -314,6 +333,7 @@ def run_pass(
         if evaluator.has_event_handler(finish_last, Events.EPOCH_COMPLETED):
             evaluator.remove_event_handler(finish_last, Events.EPOCH_COMPLETED)
         batches.close()
+        complete = None  # finish_last() refers to itself; that must not keep predictions alive
         if not done:
             reset(evaluator)
     _check_complete(batches, swallowed)
@@ -398,6 +418,23 @@ def attached_metrics(evaluator: Engine) -> dict[str, Metric]:
     return found
 
 
+def _metric_handlers(
+    evaluator: Engine,
+) -> list[tuple[Metric, Callable[..., None], tuple[Any, ...]]]:
+    """Return the handlers of metrics up to the end of an iteration, as a run would call them.
+
+    A metric made of others is updated through their handlers, not through its own.
+    """
+    events = (Events.STARTED, Events.EPOCH_STARTED, Events.ITERATION_STARTED,
+              Events.ITERATION_COMPLETED)  # fmt: skip
+    return [
+        (handler.__self__, handler, args)
+        for event in events
+        for handler, args, _ in evaluator._event_handlers.get(event, ())
+        if isinstance(getattr(handler, "__self__", None), Metric)
+    ]
+
+
 def has_unknown_handlers(evaluator: Engine) -> bool:
     """Return whether handlers that are neither Ignite's nor ours might add metrics."""
     for event in (Events.STARTED, Events.EPOCH_STARTED, Events.ITERATION_COMPLETED,
@@ -445,13 +482,14 @@ def probe(evaluator: Engine, batch: Any, *, compute: bool) -> dict[str, Any]:
     Args:
         evaluator: The engine.  Its metrics are reset, the rest of its state is kept.
         batch: One batch of the evaluation data.
-        compute: Compute the metrics as well.  What one batch is too little for is left out.
+        compute: Compute the metrics as well.  What one batch is too little for is ``None``.
 
     Returns:
         The validation loss and, if asked for, the metrics of this one batch.
     """
     meter = LossMeter()
     metrics = attached_metrics(evaluator)
+    handlers = _metric_handlers(evaluator)
     with _state_kept(evaluator):
         evaluator.state.batch = batch
         output, loss = split_val_loss(evaluator._process_function(evaluator, batch))
@@ -460,9 +498,9 @@ def probe(evaluator: Engine, batch: Any, *, compute: bool) -> dict[str, Any]:
         evaluator.state.output = output
         evaluator.state.metrics.clear()
         try:
-            for metric in {id(m): m for m in metrics.values()}.values():
-                metric.started(evaluator)
-                metric.iteration_completed(evaluator)
+            for _, handler, args in handlers:
+                if handler.__name__ != "completed":
+                    handler(evaluator, *args[1:])
             if compute:
                 for name, metric in metrics.items():
                     try:
@@ -470,7 +508,7 @@ def probe(evaluator: Engine, batch: Any, *, compute: bool) -> dict[str, Any]:
                     except Exception:  # noqa: BLE001  # one batch may be too little; time will tell
                         evaluator.state.metrics[name] = None
         finally:
-            for metric in metrics.values():
+            for metric, _, _ in handlers:
                 metric.reset()
         found = dict(evaluator.state.metrics)
         _add_losses(found, meter)

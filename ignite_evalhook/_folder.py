@@ -103,7 +103,7 @@ class RunFolder:
         if not self.storage.exists(self.last_name):
             return None
         try:
-            state = read_checkpoint(self.storage, self.last_name).get("eval_hook")
+            state = read_checkpoint(self.storage, self.last_name, lazily=True).get("eval_hook")
         except CheckpointError:  # not a checkpoint of ours, or damaged: not ours to move
             return None
         return str(state["run_id"]) if isinstance(state, dict) and "run_id" in state else None

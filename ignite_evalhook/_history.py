@@ -134,7 +134,9 @@ class History(Sequence[EvalRecord]):
         Raises:
             ValueError: If any other line is no record.
         """
-        return cls(EvalRecord.from_dict(row) for row in parse_lines(Path(path).read_text("utf-8")))
+        # A crash may have cut the last line within a character; the lines before it count.
+        text = Path(path).read_text("utf-8", errors="replace")
+        return cls(EvalRecord.from_dict(row) for row in parse_lines(text))
 
     def table(self, metrics: Sequence[str] | None = None) -> str:
         """Return the history as a table of plain text.

@@ -22,17 +22,25 @@ from torch import nn
 from ._args import options_of
 from ._arguments import (
     check_choice,
+    check_context,
     check_count,
     check_dataloader,
     check_eval_kwargs,
     check_functions,
     check_save_best,
+    check_without_data,
 )
 from ._best import INIT_VALUE_MAP, KEEP_ALL, RULE_MAP, Best, Compare, Target
 from ._checkpoint import BestCheckpoint
 from ._distributed import require_one_process
 from ._early_stopping import SafeEarlyStopping, check_options
-from ._evaluation import ComputeMetrics, Context, Evaluation, parameters_of
+from ._evaluation import (
+    ComputeMetrics,
+    Context,
+    Evaluation,
+    method_of_dataset,
+    parameters_of,
+)
 from ._evaluator import handler_owners
 from ._folder import RunFolder
 from ._follower import Follower
@@ -40,7 +48,14 @@ from ._history import EvalRecord, History
 from ._last import LastCheckpoint
 from ._load_best import load_entry
 from ._results import PreEval
-from ._rules import DEFAULT_GREATER_KEYS, DEFAULT_LESS_KEYS, Rule, check_keys, match_rule
+from ._rules import (
+    DEFAULT_GREATER_KEYS,
+    DEFAULT_LESS_KEYS,
+    PRESETS,
+    Rule,
+    check_keys,
+    match_rule,
+)
 from ._schedule import Schedule
 from ._session import EvalEvents, Handler, Plan, Session
 from ._settings import (
@@ -50,7 +65,6 @@ from ._settings import (
     as_pre_eval,
     best_checkpoint,
     check_derive,
-    method_of_dataset,
     modules_to_switch,
     objects_to_save,
     where_files_go,
@@ -167,9 +181,20 @@ class EvalHook:
         **eval_kwargs: Any,
     ) -> None:
         self._check_plain(name, at_end, preflight, shard, gpu_collect, on_bad_score, sync_buffers)
+        check_choice("broadcast_bn_buffer", broadcast_bn_buffer, (True, False, None))
+        if tmpdir is not None and not isinstance(tmpdir, (str, PathLike)):
+            raise TypeError(f"tmpdir must be a folder or None, got {tmpdir!r}")
+        check_choice("preset", preset, (None, *sorted(PRESETS)))
         check_count("limit_batches", limit_batches)
         check_dataloader(dataloader)
-        check_functions(compute_metrics=compute_metrics, context=context, clock=clock)
+        check_functions(compute_metrics=compute_metrics, clock=clock)
+        if clock is None:
+            raise TypeError("clock must be a function, got None")
+        check_context(context)
+        if dataloader is None:
+            check_without_data(
+                compute_metrics=compute_metrics, pre_eval=pre_eval, limit_batches=limit_batches
+            )
         self.name = name
         schedule = Schedule(
             interval, start=start, by_epoch=by_epoch, dynamic_intervals=dynamic_intervals
@@ -184,7 +209,8 @@ class EvalHook:
         of_dataset = compute_metrics is None
         if of_dataset:
             compute_metrics = method_of_dataset(dataloader, "evaluate")
-        check_eval_kwargs(compute_metrics, eval_kwargs, parameters_of(EvalHook.__init__)[0])
+        own_names = parameters_of(EvalHook.__init__)[0] - {"self"}
+        check_eval_kwargs(compute_metrics, eval_kwargs, own_names)
         engine, function = as_engine(dataloader, evaluator)
         to_save = objects_to_save(to_save, model, engine, checkpoint)
         evaluation = Evaluation(
@@ -198,7 +224,12 @@ class EvalHook:
             check_derive(derive),
             context,
             of_dataset,
+            pre_eval is True,
         )
+        if checkpoint is not None:
+            if n_saved != 1:
+                raise ValueError("n_saved= belongs into the BestCheckpoint; pass one of the two")
+            n_saved = checkpoint.n_saved
         wanted = check_save_best(save_best, n_saved)
         where = where_files_go(out_dir, checkpoint, save_best)
         if wanted is not None:

@@ -145,13 +145,14 @@ class RandomState:
         state: dict[str, Any] = {
             "torch": torch.get_rng_state(),
             "cuda": _cuda_states(),
-            "python": [version, list(words), gauss],
+            "python": [version, torch.tensor(words), gauss],  # a list would load slowly
             "loader": [generator.get_state() for generator in self._loader_generators()],
         }
         numpy = sys.modules.get("numpy")
         if numpy is not None:
             kind, keys, position, has_gauss, cached = numpy.random.get_state()
-            state["numpy"] = [kind, keys.tolist(), position, has_gauss, cached]
+            words = torch.tensor(keys.tolist())
+            state["numpy"] = [kind, words, position, has_gauss, cached]
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -167,14 +168,15 @@ class RandomState:
         if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(state["cuda"])
         version, words, gauss = state["python"]
-        random.setstate((version, tuple(words), gauss))
+        random.setstate((version, tuple(words.tolist()), gauss))
         generators = self._loader_generators()
         if len(generators) == len(state["loader"]):
             for generator, value in zip(generators, state["loader"], strict=True):
                 generator.set_state(value)
         numpy = sys.modules.get("numpy")
         if numpy is not None and "numpy" in state:
-            numpy.random.set_state(tuple(state["numpy"]))
+            kind, words, *rest = state["numpy"]
+            numpy.random.set_state((kind, words.numpy().astype("uint32"), *rest))
 
     def _loader_generators(self) -> list[torch.Generator]:
         loader = self._trainer.state.dataloader

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -93,15 +94,24 @@ def check_exists(storage: Storage, entry: Kept) -> None:
         raise CheckpointError(f"the best checkpoint {storage.path(entry.file)} is missing")
 
 
-def read_checkpoint(storage: Storage, file: str) -> dict[str, Any]:
+def read_checkpoint(storage: Storage, file: str, *, lazily: bool = False) -> dict[str, Any]:
     """Read a checkpoint onto the CPU.
+
+    Args:
+        storage: Its folder.
+        file: Its name.
+        lazily: Read tensors only when they are used, where the storage can do that.
 
     Raises:
         CheckpointError: If it cannot be read.
     """
+    path = storage.path(file)
     try:
-        with storage.open(file) as stream:
-            checkpoint = torch.load(stream, map_location="cpu", weights_only=True)
+        if lazily and isinstance(path, Path):
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        else:
+            with storage.open(file) as stream:
+                checkpoint = torch.load(stream, map_location="cpu", weights_only=True)
     except Exception as error:
         raise CheckpointError(
             f"cannot read the checkpoint {storage.path(file)}: {error}"

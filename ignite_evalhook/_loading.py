@@ -6,6 +6,7 @@ not be started twice, and it knows which samples of the dataset a batch holds.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Sized
 from itertools import islice
 from typing import Any
@@ -85,9 +86,17 @@ def plan_batches(data: Iterable[Any], limit: int | None = None, *, order: bool =
     if order:
         indices = batch_indices(data)
         if indices is None:
-            indices = draw_order(data)
+            indices = draw_order(data, limit)
             data = with_order(data, indices)
-    return Batches(data, len(data) or None, limit, indices)
+    return Batches(data, length_of(data) or None, limit, indices)
+
+
+def length_of(loader: DataLoader[Any]) -> int | None:
+    """Return the number of batches; ``None`` if the loader's sampler does not tell."""
+    try:
+        return len(loader)
+    except TypeError:
+        return None
 
 
 def batch_indices(loader: DataLoader[Any]) -> list[list[int]] | None:
@@ -96,38 +105,40 @@ def batch_indices(loader: DataLoader[Any]) -> list[list[int]] | None:
     if (
         type(sampler) is not BatchSampler
         or type(sampler.sampler) is not SequentialSampler
+        or not getattr(loader, "in_order", True)  # workers may overtake each other
         or not isinstance(loader.dataset, Sized)
     ):
         return None
     return [list(batch) for batch in sampler]
 
 
-def draw_order(loader: DataLoader[Any]) -> list[list[int]]:
-    """Let the loader's sampler decide on the batches of this pass, and write them down."""
+def draw_order(loader: DataLoader[Any], limit: int | None = None) -> list[list[int]]:
+    """Let the loader's sampler decide on the batches of this pass, and write them down.
+
+    Args:
+        loader: The loader.
+        limit: Batches to stop after; ``None`` for all.
+    """
+    stops = [stop for stop in (limit, length_of(loader)) if stop is not None]
+    stop = min(stops, default=None)  # some samplers repeat themselves for ever
     if loader.batch_sampler is None:
-        return [[index] for index in loader.sampler]
-    return [list(batch) for batch in loader.batch_sampler]
+        return [[index] for index in islice(loader.sampler, stop)]
+    return [list(batch) for batch in islice(loader.batch_sampler, stop)]
 
 
 def with_order(loader: DataLoader[Any], order: list[list[int]]) -> DataLoader[Any]:
-    """Return a loader like ``loader`` that serves just these batches.
+    """Return a loader like ``loader``, of whatever class, that serves just these batches.
 
     Source:
         Remaking a loader around another sampler is what Accelerate and Lightning do for
         distributed runs; the code is our own.
     """
-    options: dict[str, Any] = {
-        "num_workers": loader.num_workers,
-        "collate_fn": loader.collate_fn,
-        "pin_memory": loader.pin_memory,
-        "timeout": loader.timeout,
-        "worker_init_fn": loader.worker_init_fn,
-        "multiprocessing_context": loader.multiprocessing_context,
-        "generator": loader.generator,
-    }
-    if loader.num_workers > 0:
-        options["prefetch_factor"] = loader.prefetch_factor
+    served = copy.copy(loader)
     if loader.batch_sampler is None:
-        flat = [index for batch in order for index in batch]
-        return DataLoader(loader.dataset, batch_size=None, sampler=flat, **options)
-    return DataLoader(loader.dataset, batch_sampler=order, **options)
+        sampler: dict[str, Any] = {"sampler": [index for batch in order for index in batch]}
+    else:
+        sampler = {"batch_sampler": order}
+    # A loader refuses to let these be set, since its workers would not hear of it; a copy whose
+    # workers do not persist has none yet.
+    vars(served).update(sampler, persistent_workers=False, in_order=True)
+    return served

@@ -54,13 +54,18 @@ class ResultCollector:
     def results(self) -> list[Any]:
         """Return all items in dataset order.
 
-        Batches whose ``pre_eval`` gave more or fewer items than samples stay in the order in
-        which they were evaluated.
+        Where ``pre_eval`` gave more or fewer items than samples, which item is of which sample
+        cannot be told, unless the batch has one sample: all stay in the order in which they
+        were evaluated.
         """
         items = [item for _, part in self._parts for item in part]
-        if any(indices is None or len(indices) != len(part) for indices, part in self._parts):
-            return items
-        order = [index for indices, _ in self._parts for index in indices or ()]
+        order: list[int] = []
+        for indices, part in self._parts:
+            if indices is not None and len(indices) == 1:
+                indices = indices * len(part)
+            if part and (indices is None or len(indices) != len(part)):
+                return items
+            order += indices or () if part else ()
         return [
             item for _, item in sorted(zip(order, items, strict=True), key=lambda pair: pair[0])
         ]
@@ -71,7 +76,8 @@ def rows(output: Any, count: int | None) -> list[Any]:
 
     A list gives its items, a tensor or an array its rows, a tuple or mapping one tuple or
     mapping per sample; what is the same for the whole batch (a number, a string, ``None``) is
-    repeated.  Tensors are copied to the CPU.
+    repeated.  A list of tensors that each have a row per sample, but are not as many as samples,
+    gives one list per sample.  Tensors are copied to the CPU.
 
     Raises:
         TypeError: If the output does not tell how many samples it holds.
@@ -80,9 +86,11 @@ def rows(output: Any, count: int | None) -> list[Any]:
         host = to_host(output)
         return list(host.unbind(0)) if host.ndim else [host]
     if isinstance(output, list):
+        if count is not None and len(output) != count and _are_columns(output, count):
+            return [list(row) for row in zip(*(rows(item, count) for item in output), strict=True)]
         return [to_host(item) for item in output]
     if _is_array(output):
-        return list(output.copy()) if output.ndim else [output]
+        return list(output.copy()) if output.ndim else [output.copy()]
     if count is None:
         raise TypeError(
             f"results need one item per sample, but a {type(output).__name__} does not tell how "
@@ -97,18 +105,32 @@ def rows(output: Any, count: int | None) -> list[Any]:
 
 
 def _column(value: Any, count: int) -> list[Any]:
-    sized = isinstance(value, (torch.Tensor, list, tuple, Mapping)) or _is_array(value)
-    if sized:
+    """Split what stands inside an output, if it has one item or row a sample; else repeat it."""
+    if isinstance(value, tuple) and len(value) == count and not _are_columns(value, count):
+        return [to_host(item) for item in value]  # loaders collate strings and targets so
+    if isinstance(value, (list, tuple, Mapping)) or _length(value) == count:
         column = rows(value, count)
         if len(column) == count:
             return column
     return [to_host(value)] * count
 
 
+def _are_columns(values: Sequence[Any], count: int) -> bool:
+    return len(values) > 0 and all(_length(value) == count for value in values)
+
+
+def _length(value: Any) -> int | None:
+    """Return the number of rows of a tensor or an array."""
+    is_array = isinstance(value, torch.Tensor) or _is_array(value)
+    return len(value) if is_array and value.ndim else None
+
+
 def to_host(value: Any) -> Any:
-    """Copy every tensor of a nested structure to the CPU; anything else is kept as it is."""
+    """Copy every tensor of a nested structure to the CPU, and arrays; keep anything else."""
     if isinstance(value, torch.Tensor):
         return value.detach().to("cpu", copy=True)
+    if _is_array(value):
+        return value.copy()
     if type(value) in (list, tuple):
         return type(value)(to_host(item) for item in value)
     if type(value) is dict:

@@ -109,7 +109,7 @@ def _remember_devices() -> list[Restore]:
 def _rewind(backend: Any) -> None:
     """Put a device that was first used meanwhile back to the start of its seed's stream."""
     if backend.is_initialized():
-        for generator in backend.default_generators:
+        for generator in getattr(backend, "default_generators", ()):
             generator.manual_seed(generator.initial_seed())
 
 

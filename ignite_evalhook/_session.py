@@ -162,6 +162,8 @@ class Session:
             self._event = None
 
     def _on_started(self, trainer: Engine) -> None:
+        if self.trainer is not trainer:  # detached by an earlier handler of this very firing
+            return
         self._epoch_start = None
         with self._handling(Events.STARTED):
             self._begin(at_start=True)
@@ -169,6 +171,8 @@ class Session:
                 self.last.started()
 
     def _on_epoch_started(self, trainer: Engine) -> None:
+        if self.trainer is not trainer:
+            return
         self._epoch_start = trainer.state.iteration
         if not self._under_way:
             with self._handling(Events.EPOCH_STARTED):
@@ -180,6 +184,8 @@ class Session:
                 self._reach(trainer)
 
     def _reach(self, trainer: Engine) -> None:
+        if self.trainer is not trainer:
+            return
         if not self._under_way:
             self._begin()
         iteration, length = trainer.state.iteration, trainer.state.epoch_length
@@ -196,14 +202,17 @@ class Session:
 
     def _plan(self, iteration: int) -> None:
         """Find the next iteration at which ``_reach`` has to look."""
-        if self.plan.schedule.counts_epochs or self.plan.schedule.is_clocked:
+        schedule = self.plan.schedule
+        if schedule.counts_epochs or schedule.is_clocked or self.trainer is None:
             self._next_due = 0
             return
-        length = self.need_trainer().state.epoch_length
-        due = self.plan.schedule.next_due(iteration, length)
+        length = self.trainer.state.epoch_length
+        due = schedule.next_due(iteration, length)
         self._next_due = NEVER if due is None else due
 
     def _on_epoch_completed(self, trainer: Engine) -> None:
+        if self.trainer is not trainer:
+            return
         with self._handling(Events.EPOCH_COMPLETED):
             if not self._under_way:
                 self._begin()
@@ -220,13 +229,14 @@ class Session:
 
     def _on_terminate(self, trainer: Engine) -> None:
         if trainer.should_terminate == "skip_completed":
-            self._finish(Events.TERMINATE)
+            self._finish(trainer, Events.TERMINATE)
 
     def _on_completed(self, trainer: Engine) -> None:
-        self._finish(Events.COMPLETED)
+        self._finish(trainer, Events.COMPLETED)
 
-    def _finish(self, event: Any) -> None:
-        trainer = self.need_trainer()
+    def _finish(self, trainer: Engine, event: Any) -> None:
+        if self.trainer is not trainer:
+            return
         with self._handling(event):
             if not self._under_way:
                 self._begin()
@@ -418,8 +428,12 @@ class Session:
             self._check_not_under_way()
             if self._loaded is not None:
                 self._check_loaded(self._loaded, at_start=False)
-            self._prepare()
-        return self._track(self.position(), data)
+        self._prepare()
+        try:
+            return self._track(self.position(), data)
+        finally:
+            if not is_running(self.need_trainer()):
+                self._let_go()
 
     def _evaluate_here(self) -> None:
         self._track(self.position())
@@ -430,16 +444,17 @@ class Session:
         if known is not None:
             return known
         self._check_not_under_way()
+        trainer = self.need_trainer()  # also for events after a handler has detached the hook
         data = self.plan.dataloader if data is None else data
         self.at = at
-        self._fire(EvalEvents.EVAL_STARTED, None, len(self.history) + 1)
         self._evaluating = True
         try:
+            self._fire(trainer, EvalEvents.EVAL_STARTED, None, len(self.history) + 1)
             with self.plan.evaluation.session(data):
-                outcome = self.plan.evaluation.run(data, self.trainer, announce=self._judge)
+                outcome = self.plan.evaluation.run(data, trainer, announce=self._judge)
                 scores = self._scores
                 improved = self.plan.follower.improved(scores)
-                failed = self.plan.follower.save(self.need_trainer(), scores)
+                failed = self.plan.follower.save(trainer, scores)
                 improved = tuple(metric for metric in improved if metric not in failed)
             record = EvalRecord(
                 at.epoch, at.iteration, outcome.metrics, improved, bool(improved),
@@ -460,9 +475,9 @@ class Session:
         self._own_state = True
         logger.info(line)
         self.watchers.heed(record, self.plan.evaluation.evaluator)
-        self._fire(EvalEvents.EVAL_COMPLETED, record, len(self.history))
+        self._fire(trainer, EvalEvents.EVAL_COMPLETED, record, len(self.history))
         if record.is_best:
-            self._fire(EvalEvents.NEW_BEST, record, sum(r.is_best for r in self.history))
+            self._fire(trainer, EvalEvents.NEW_BEST, record, sum(r.is_best for r in self.history))
         if self.last is not None and not self._saves_by_epoch and self._event is not None:
             self.last.occasion(self._event, len(self.history))
         self._wind_up()
@@ -474,10 +489,8 @@ class Session:
         attached = [
             name for name in attached_metrics(self.plan.evaluation.evaluator) if name in metrics
         ]
-        others = [name for name in metrics if name != "val_loss"]
-        self.plan.follower.resolve(
-            metrics, dict.fromkeys([*computed, *attached, *others, "val_loss"])
-        )
+        # The evaluator's own metrics come first in ``metrics``, then the loss, its parts, the rest.
+        self.plan.follower.resolve(metrics, dict.fromkeys([*computed, *attached, *metrics]))
         when = f"at {self.at}"
         self._scores = self.plan.follower.judge(metrics, empty=empty, when=when)
         self._current = metrics
@@ -500,19 +513,30 @@ class Session:
         parts.append(f"{samples}{record.seconds:.2f} s")
         return "; ".join(parts)
 
-    def _fire(self, event: EvalEvents, record: EvalRecord | None, count: int) -> None:
-        trainer = self.need_trainer()
-        trainer.state.eval_hook = self._sender  # type: ignore[attr-defined]  # State takes any attribute
-        setattr(trainer.state, EVENT_TO_ATTR[event], count)
+    def _fire(
+        self, trainer: Engine, event: EvalEvents, record: EvalRecord | None, count: int
+    ) -> None:
+        state: Any = trainer.state
+        attribute = EVENT_TO_ATTR[event]
+        outer = (getattr(state, "eval_hook", None), getattr(state, attribute, 0))
+
+        def sign(sender: object, count: int) -> None:
+            state.eval_hook = sender
+            setattr(state, attribute, count)
+
         last_event_name = trainer.last_event_name  # others read it in the same firing
         try:
             for wanted, handler in list(self.listeners):
                 chosen = getattr(wanted, "filter", None)
                 if wanted == event and (chosen is None or chosen(trainer, count)):
+                    sign(self._sender, count)  # each time: a handler may make another hook fire
                     handler(record)
+            sign(self._sender, count)
             trainer.fire_event(event)
         finally:
             trainer.last_event_name = last_event_name
+            if isinstance(last_event_name, EvalEvents):  # fired inside another hook's event
+                sign(*outer)
 
     # -- scores and state ---------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from ._arguments import check_functions, modules_of
 from ._checkpoint import BestCheckpoint
+from ._evaluation import method_of_dataset
 from ._evaluator import create_evaluator
 from ._results import PreEval
 from ._storage import Storage, open_storage
@@ -71,6 +72,12 @@ def objects_to_save(
     if to_save is not None:
         if not isinstance(to_save, Mapping) or not to_save:
             raise TypeError(f"to_save must be a mapping name -> object, got {to_save!r}")
+        for name, item in to_save.items():
+            if not isinstance(name, str) or not hasattr(item, "state_dict"):
+                raise TypeError(
+                    "to_save must map names to objects with a state_dict(), got "
+                    f"{name!r}: {type(item).__name__}"
+                )
         return to_save
     if isinstance(model, Mapping):
         return dict(model)
@@ -89,11 +96,13 @@ def modules_to_switch(
         TypeError: If ``model`` is neither a module nor a mapping of modules.
         ValueError: If nothing tells.
     """
-    if model is not None:
-        return modules_of(model)
     own = getattr(engine, "model", None)
-    if isinstance(own, nn.Module):
-        return [own]
+    told = [own] if isinstance(own, nn.Module) else []
+    if model is not None:
+        # What is evaluated belongs to it in any case: an EMA model, say, beside the one trained.
+        return list({id(module): module for module in (*modules_of(model), *told)}.values())
+    if told:
+        return told
     modules = [item for item in to_save.values() if isinstance(item, nn.Module)]
     if not modules:
         raise ValueError(
@@ -149,12 +158,6 @@ def best_checkpoint(
         raise ValueError("there is nothing to save: pass to_save={'model': model}")
     out_dir = where if isinstance(where, BaseSaveHandler) else where.location
     return BestCheckpoint(to_save, out_dir, n_saved=n_saved)
-
-
-def method_of_dataset(dataloader: object, name: str) -> Callable[..., Any] | None:
-    """Return a method of the loader's dataset, if it has one of that name."""
-    method = getattr(getattr(dataloader, "dataset", None), name, None)
-    return method if callable(method) else None
 
 
 def as_pre_eval(

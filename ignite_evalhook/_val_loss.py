@@ -207,7 +207,7 @@ def _rows(output: Any, expected: int | None) -> int | None:
     """Return the samples that ``output`` itself tells; ``expected`` is what the batch told."""
     if isinstance(output, list):
         rows = [item.shape[0] for item in output if isinstance(item, Tensor) and item.ndim]
-        is_columns = bool(output) and rows == [expected] * len(output)
+        is_columns = rows == [expected] * len(output)
         return expected if is_columns else len(output) or None
     if isinstance(output, (tuple, Mapping)):
         told = (_rows(item, expected) for item in _items(output))

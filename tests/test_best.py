@@ -163,7 +163,7 @@ def test_the_distance_from_the_best_is_told_in_plain_words() -> None:
         ("accuracy_top-1", "accuracy_top-1"),
         ("KITTI/Car_3D_moderate_strict", "KITTI_Car_3D_moderate_strict"),
         ("IoU.road", "IoU.road"),
-        ("a\\b:c*d?e\"f<g>h|i\nj\0k", "a_b_c_d_e_f_g_h_i_j_k"),
+        ('a\\b:c*d?e"f<g>h|i\nj\0k', "a_b_c_d_e_f_g_h_i_j_k"),
         ("Genauigkeit_Ü", "Genauigkeit_Ü"),
         ("精度", "精度"),
         ("{score}", "_score_"),

@@ -177,7 +177,7 @@ def test_a_batch_that_cannot_be_unpacked_is_named(batch: Any, words: str) -> Non
         ({"metrics": {"a": 1}}, TypeError, r"metrics\['a'\] must be an ignite.metrics.Metric"),
         ({"loss_fn": 1}, TypeError, "loss_fn must be a function, got int"),
         ({"amp_dtype": "bf16"}, TypeError, "amp_dtype must be a torch.dtype, got 'bf16'"),
-        ({"step": print, "loss_fn": print}, ValueError, "step= replaces loss_fn="),
+        ({"step": print, "loss_fn": print}, ValueError, "step= replaces loss_fn; pass either"),
     ],
 )
 def test_bad_arguments_are_refused(arguments: Any, error: type[Exception], words: str) -> None:

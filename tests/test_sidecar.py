@@ -159,7 +159,7 @@ TEXT = sidecar(kept(0.5, 2)).to_json()
     ],
 )
 def test_a_damaged_text_is_refused_with_words(text: str) -> None:
-    with pytest.raises(ValueError, match="not a best.json of ignite-evalhook, or damaged"):
+    with pytest.raises(ValueError, match=r"not a best\.json of ignite-evalhook, or damaged"):
         Sidecar.from_json(text)
 
 

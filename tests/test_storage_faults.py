@@ -442,13 +442,13 @@ def test_a_real_limit_of_the_system_in_mid_write_leaves_the_old_checkpoint(
     storage: LocalStorage,
 ) -> None:
     resource = pytest.importorskip("resource")
+    state = {"w": torch.zeros(1_000_000)}  # a forked child may copy tensors, not compute them
     storage.write("x.pt", content(OLD))
     child = os.fork()
     if child == 0:
         code = 1
         try:
             resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
-            state = {"w": torch.zeros(1_000_000)}
             error = raised_by(lambda: storage.write("x.pt", lambda file: torch.save(state, file)))
             code = 0 if isinstance(error, CheckpointError) and error.errno == errno.EFBIG else 2
         finally:

@@ -8,7 +8,7 @@ import pickle
 import random
 import subprocess
 import sys
-from collections import OrderedDict, namedtuple
+from collections import OrderedDict, UserDict, namedtuple
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -127,7 +127,7 @@ def test_outputs_without_a_val_loss_are_left_alone(outputs: Any) -> None:
     assert found is None
 
 
-def test_an_object_whose_keys_cannot_be_asked_for_is_left_alone() -> None:
+def test_what_only_resembles_an_object_with_a_loss_is_left_alone() -> None:
     class Odd:
         loss = 1.0
         keys = "loss"
@@ -136,7 +136,16 @@ def test_an_object_whose_keys_cannot_be_asked_for_is_left_alone() -> None:
         def keys(self, prefix: str) -> list[str]:
             raise NotImplementedError
 
-    for item in (Odd(), Store()):
+    class Box(UserDict):  # type: ignore[type-arg]
+        loss = 1.0
+
+    class Sample:
+        loss = 1.0
+
+        def keys(self) -> list[str]:
+            return ["loss"]
+
+    for item in (Odd(), Store(), Box(loss=1.0), Sample):
         outputs = (X, item)
         assert split_val_loss(outputs) == (outputs, None)
 
@@ -220,7 +229,7 @@ IMAGES = [torch.zeros(3, 8, 8), torch.zeros(3, 9, 9)]
         (None, {"inputs": IMAGES, "data_samples": [object(), object()]}, 2),
         (None, (tuple(IMAGES), ({}, {})), 2),
         (None, (["a", "b"], [1, 2]), 2),
-        (None, [["a", "b"], [1, 2]], 2),
+        (None, [["a", "b", "c"], [1, 2, 3]], 3),
         (None, [{"image": IMAGES[0]}, {"image": IMAGES[1]}, {"image": IMAGES[0]}], 3),
         (None, [(IMAGES[0], 1), (IMAGES[1], 2), (IMAGES[0], 1)], 3),
         (None, ["a", "b"], 2),
@@ -237,6 +246,7 @@ IMAGES = [torch.zeros(3, 8, 8), torch.zeros(3, 9, 9)]
         (3.0, 4, None),
         (("a", "b"), ("c",), None),
         (object(), object(), None),
+        (Element(shape="round"), None, None),
         (None, (), None),
     ],
 )
@@ -345,6 +355,10 @@ def test_nothing_seen_is_an_empty_result() -> None:
         ([(ValLoss(t(1.0), weight=6), 2), (ValLoss(t(4.0), weight=3), 9)], {"val_loss": 2.0}),
         ([(ValLoss(t(1.0), weight=6), None), (ValLoss(4, weight=t(3.0)), None)], {"val_loss": 2.0}),
         ([(ValLoss(t(1.0)), 2), (ValLoss(t(4.0), weight=np.int64(1)), None)], {"val_loss": 2.0}),
+        (  # numbers and tensors keep their places among each other
+            [(ValLoss(1), 1), (ValLoss(2, weight=t(4.0)), 1), (ValLoss(8), 3)],
+            {"val_loss": 4.125},
+        ),
         # per-sample losses, with a weight for each or for the batch
         ([(ValLoss(t(1.0, 1.0)), None), (ValLoss(torch.tensor([4.0])), 1)], {"val_loss": 2.0}),
         ([(ValLoss(t(1.0, 3.0), weight=t(3.0, 1.0)), None)], {"val_loss": 1.5}),
@@ -516,17 +530,19 @@ def test_computing_twice_and_going_on_is_fine() -> None:
 def test_a_buffer_that_the_model_uses_again_is_copied(
     dtype: torch.dtype, shape: tuple[int, ...]
 ) -> None:
-    loss, weight = torch.full(shape, 2.0, dtype=dtype), torch.ones((), dtype=dtype)
-    meter = LossMeter()
-    for wrapped in ({"loss": loss}, {"loss": [loss, loss]}):
-        meter.reset()
-        meter.update(ValLoss(wrapped, weight=weight), 3)
-        before = meter.compute()
+    wraps: list[tuple[int, Any]] = [
+        (1, lambda x: x),
+        (1, lambda x: {"loss": x}),
+        (2, lambda x: {"loss": [x, x]}),
+    ]
+    for times, wrap in wraps:
+        loss, weight = torch.full(shape, 2.0, dtype=dtype), torch.ones((), dtype=dtype)
+        meter = LossMeter()
+        meter.update(ValLoss(wrap(loss), weight=weight), 3)
         loss.fill_(100.0)
-        weight.fill_(0.0)
-        assert meter.compute() == before
-        loss.fill_(2.0)
-        weight.fill_(1.0)
+        weight.fill_(7.0)
+        meter.update(ValLoss(wrap(loss), weight=weight), 3)
+        assert meter.compute()["val_loss"] == times * (2.0 + 7 * 100.0) / 8
 
 
 def test_a_merged_state_is_a_copy() -> None:
@@ -700,15 +716,20 @@ def test_per_sample_losses_do_not_depend_on_batches(
 
 @pytest.mark.parametrize("shape", [(2,), (3,), (7, 5), (33, 31), (3, 101, 113)])
 def test_losses_per_pixel_do_not_depend_on_batches(shape: tuple[int, ...]) -> None:
-    maps = torch.randn(7, *shape, generator=torch.Generator().manual_seed(0))
-    results = {
-        measure((ValLoss(maps[part.start : part.stop]), len(part)) for part in in_batches(7, size))[
-            "val_loss"
-        ].hex()
-        for size in (1, 2, 3, 7)
-    }
+    maps = torch.randn(7, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    maps *= torch.logspace(-3, 3, shape[-1], dtype=torch.float64)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)  # Tensor.sum shares one long row among threads, but not several
+    try:
+        results = {
+            measure((ValLoss(part), len(part)) for part in maps.split(size))["val_loss"].hex()
+            for size in (1, 2, 3, 7)
+        }
+    finally:
+        torch.set_num_threads(threads)
     assert len(results) == 1
-    assert float.fromhex(results.pop()) == pytest.approx(maps.double().mean().item(), abs=1e-13)
+    truth = math.fsum(maps.flatten().tolist()) / maps.numel()
+    assert float.fromhex(results.pop()) == pytest.approx(truth, abs=1e-12)
 
 
 @given(samples_with_weights, st.integers(1, 9), st.sampled_from(["samples", "number", "tensor"]))
@@ -916,6 +937,7 @@ def test_what_is_kept_grows_with_the_batches_and_no_faster(how: str) -> None:
     with Joins(), chunks_of(8):
         for _ in range(1000):
             meter.update(ValLoss(loss, weight=t(1.0)), 1)
+        assert all(len(s._pending) <= 8 for column in meter._columns.values() for s in column)
     kept = sum(t.numel() for column in meter._columns.values() for s in column for t in s.tensors())
     assert joined <= kept  # nothing is copied a second time
     pending = [len(s._chunks) for column in meter._columns.values() for s in column]

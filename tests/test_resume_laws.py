@@ -1,0 +1,129 @@
+"""Law 6: broken and resumed is the same as unbroken, wherever the run was killed."""
+
+from __future__ import annotations
+
+import os
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.resume_runs import EPOCH_LENGTH, Bomb, Killed, Run, Setup, outcome
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ignite_evalhook import BestCheckpoint
+
+TWO = {"save_best": ["score", "loss"], "rule": {"score": "greater", "loss": "less"}}
+SECOND = {"save_best": "loss", "rule": "less", "interval": 2}
+BY_ITERATION = {"by_epoch": False}
+
+# Killed at every event of the trainer, of the hook and of the evaluator.
+FINE = {
+    "keep_last": Setup(),
+    "own checkpoint before": Setup("before", seeded="epoch"),
+    "own checkpoint after": Setup("after", seeded="epoch"),
+    "own checkpoint by iteration": Setup("iteration before", seeded="iteration", epochs=2),
+    "iterations": Setup("iteration before", hook=BY_ITERATION, seeded="iteration", epochs=2),
+    "early stopping": Setup("before", seeded="epoch", patience=1, epochs=4),
+}
+# Killed where something is decided or written.
+COARSE = {
+    "keep_last every 2": Setup(every=2, epochs=5),
+    "keep_last, stop early": Setup(patience=1, epochs=4),
+    "keep_last, stop late": Setup(patience=2, epochs=5),
+    "keep_last, iterations": Setup(hook={**BY_ITERATION, "interval": 2}, seeded="iteration"),
+    "keep_last, iterations in mid-epoch": Setup(
+        hook={**BY_ITERATION, "interval": 3, "at_end": True}, seeded="iteration", max_iters=7
+    ),
+    "keep_last, half an epoch": Setup(hook={"interval": 0.5}, seeded="iteration"),
+    "keep_last, two thirds of an epoch": Setup(
+        hook={"interval": Fraction(2, 3), "at_end": True}, seeded="iteration", epochs=4
+    ),
+    "keep_last, start 0": Setup(hook={"start": 0, "interval": 2}),
+    "keep_last, steps": Setup(hook={"interval": [0, 1, 3]}, epochs=4),
+    "keep_last, at end": Setup(hook={"interval": 2, "at_end": True}),
+    "keep_last, at end only": Setup(hook={"interval": None, "at_end": True}),
+    "keep_last, dynamic": Setup(hook={"interval": 2, "dynamic_intervals": [(3, 1)]}, epochs=4),
+    "keep_last, top 2": Setup(hook={"n_saved": 2}, epochs=4),
+    "keep_last, two metrics": Setup(hook=TWO, epochs=4),
+    "keep_last, two hooks": Setup(second=SECOND, epochs=4),
+    "keep_last, auto": Setup(hook={"save_best": "auto", "rule": "less"}),
+    "keep_last, no best": Setup(hook={"save_best": None, "rule": None}),
+    "before, stop late": Setup("before", seeded="epoch", patience=2, epochs=5),
+    "after, stop early": Setup("after", seeded="epoch", patience=1, epochs=4),
+    "before, start 0": Setup("before", seeded="epoch", hook={"start": 0}),
+    "before, two hooks": Setup("before", seeded="epoch", second=SECOND, epochs=4),
+    "after, two hooks": Setup("after", seeded="epoch", second=SECOND, epochs=4),
+    "before, top 2 of two metrics": Setup(
+        "before", seeded="epoch", hook={**TWO, "n_saved": 2}, epochs=4
+    ),
+    "before, every 2, at end": Setup(
+        "before", every=2, seeded="epoch", hook={"interval": 2, "at_end": True}, epochs=5
+    ),
+    "by iteration after, epochs": Setup("iteration after", seeded="iteration"),
+    "by iteration after, iterations": Setup(
+        "iteration after", hook={**BY_ITERATION, "interval": 3, "start": 2}, seeded="iteration"
+    ),
+    "by iteration before, stop early": Setup(
+        "iteration before", hook=BY_ITERATION, seeded="iteration", patience=1
+    ),
+    "by iteration before, stop in mid-epoch": Setup(
+        "iteration before", hook={"at_end": True}, seeded="iteration", max_iters=5
+    ),
+    "by evaluation": Setup("evaluation", seeded="epoch"),
+    "by every second evaluation": Setup("evaluation", every=2, seeded="epoch", epochs=4),
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _quick() -> None:
+    """Leave out what only a power failure would tell; the storage's own tests see to that."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        yield
+        torch.set_num_threads(threads)
+
+
+def check_resumed(run: Run, killed: Run) -> None:
+    """Check that a run went on from the last save, and evaluated only what was not known."""
+    assert run.trained == list(range(run.resumed_at + 1, run.trainer.state.iteration + 1))
+    if run.setup.saves in ("last", "before", "after") and killed.hook._plan.schedule.counts_epochs:
+        saves = run.setup.every * EPOCH_LENGTH
+        assert run.resumed_at >= killed.trainer.state.iteration - 2 * saves
+    new = [record for record in run.hook.history if record.iteration not in run.known]
+    assert [i for event, i in run.events if event == "eval_started"] == [r.iteration for r in new]
+    assert [i for event, i in run.events if event == "eval_completed"] == [
+        r.iteration for r in new
+    ]
+    assert [i for event, i in run.events if event == "new_best"] == [
+        r.iteration for r in new if r.is_best
+    ]
+
+
+def kill_everywhere(folder: Path, setup: Setup, *, coarse: bool) -> None:
+    bomb = Bomb(coarse=coarse)
+    whole = outcome(Run(folder / "whole", setup, bomb).go())
+    for number, moment in enumerate(bomb.moments):
+        killed = Run(folder / str(number), setup, Bomb(number, coarse=coarse))
+        with pytest.raises(Killed, match=r"\("):
+            killed.go()
+        run = Run(folder / str(number), setup).go()
+        assert outcome(run) == whole, f"killed at {moment}, moment {number}"
+        check_resumed(run, killed)
+
+
+@pytest.mark.parametrize("setup", FINE.values(), ids=FINE)
+def test_a_run_killed_at_any_event_and_resumed_ends_like_an_unbroken_one(
+    setup: Setup, tmp_path: Path
+) -> None:
+    kill_everywhere(tmp_path, setup, coarse=False)
+
+
+@pytest.mark.parametrize("setup", COARSE.values(), ids=COARSE)
+def test_a_run_killed_around_an_evaluation_and_resumed_ends_like_an_unbroken_one(
+    setup: Setup, tmp_path: Path
+) -> None:
+    kill_everywhere(tmp_path, setup, coarse=True)
