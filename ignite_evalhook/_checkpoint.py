@@ -50,6 +50,7 @@ class DeferredSaver(BaseSaveHandler):
         self.written: str | None = None
         self.sha256: str | None = None
         self.dropped: list[str] = []
+        self.before_writing: Callable[[str], object] = lambda filename: None
 
     def begin(self) -> None:
         """Forget the previous save."""
@@ -71,6 +72,7 @@ class DeferredSaver(BaseSaveHandler):
             self._hand_over(self.target, checkpoint, filename, metadata)
             self.written = filename
         else:
+            self.before_writing(filename)
             self.written = filename  # also when only the very last step of writing fails
             self.sha256 = self.target.write(filename, saver(checkpoint, "to_save"))
 
@@ -178,6 +180,24 @@ class BestFiles:
             self.storage.write_text(self.sidecar_name, after.to_json())
         self.sidecar = after
 
+    def unseal(self, file: str) -> None:
+        """Give up the checksum of an abandoned file that is about to be replaced.
+
+        Training that does not repeat may reach the same score with other weights.  A kill after
+        the file is replaced must not make the account call it damaged.
+        """
+        before = self.sidecar
+        kept = {
+            metric: tuple(
+                replace(entry, sha256=None) if entry.file == file and entry.abandoned else entry
+                for entry in entries
+            )
+            for metric, entries in before.kept.items()
+        }
+        if self.storage is not None and kept != before.kept:
+            self.sidecar = replace(before, kept=kept)
+            self.storage.write_text(self.sidecar_name, self.sidecar.to_json())
+
     def take_back(
         self,
         target: Target,
@@ -190,6 +210,8 @@ class BestFiles:
         If the disk is so full that not even ``best.json`` can be written, the file stays, and
         stays listed.
         """
+        # A file that was replaced is complete, the old one or the new one: its own sum tells.
+        before = [self._sealed(e) if e.file == added.file else e for e in before]
         now = self.sidecar.with_entries(target, [*before, added])
         then = self.sidecar.with_entries(target, before)
         try:
@@ -206,6 +228,10 @@ class BestFiles:
             self._point_aliases(now, then)
         except CheckpointError as error:
             logger.warning("%s", error)
+
+    def _sealed(self, entry: Kept) -> Kept:
+        sha256 = None if self.storage is None else self.storage.sha256(entry.file)
+        return replace(entry, sha256=sha256)
 
     def _write_back(self, before: Sidecar) -> None:
         if self.storage is None:
@@ -228,7 +254,7 @@ class BestFiles:
                 if was:
                     self.storage.remove(alias)
             elif self.storage.exists(top[0].file) and not (
-                was and was[0].file == top[0].file and self.storage.exists(alias)
+                was and was[0].is_same_file(top[0]) and self.storage.exists(alias)
             ):
                 self.storage.link_or_copy(top[0].file, alias, self.alias)
 
@@ -430,6 +456,7 @@ class BestCheckpoint(Checkpoint):
         files, pattern, event_name = self.files, self.filename_pattern, engine.last_event_name
         self.filename_pattern = filename.replace("{", "{{").replace("}", "}}")
         self.saver.begin()
+        self.saver.before_writing = files.unseal
         self._before = (list(self._saved), files.sidecar.of(self.target.metric))
         try:
             super().__call__(engine)

@@ -60,8 +60,15 @@ class Evaluation:
     def session(self, dataloader: Iterable[Any] | None) -> Iterator[None]:
         """Keep training as it stands while the body evaluates and saves."""
         context = nullcontext if self.context is None else self.context
+        raised: BaseException | None = None
         with quiet(self.modules, dataloader), context():
-            yield
+            try:
+                yield
+            except BaseException as error:
+                raised = error
+                raise
+        if raised is not None:  # swallowed by the context: there is no result to go on with
+            raise raised
 
     def run(
         self,

@@ -491,12 +491,12 @@ def probe(evaluator: Engine, batch: Any, *, compute: bool) -> dict[str, Any]:
     metrics = attached_metrics(evaluator)
     handlers = _metric_handlers(evaluator)
     with _state_kept(evaluator):
+        evaluator.state.metrics.clear()
         evaluator.state.batch = batch
         output, loss = split_val_loss(evaluator._process_function(evaluator, batch))
         if loss is not None:
             meter.update(loss, count_samples(output, batch))
         evaluator.state.output = output
-        evaluator.state.metrics.clear()
         try:
             for _, handler, args in handlers:
                 if handler.__name__ != "completed":

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
 from ._best import legal
-from ._checkpoint import sidecar_name, suffix
+from ._checkpoint import BestFiles, sidecar_name, suffix
 from ._history import EvalRecord, History, parse_lines
 from ._load_best import read_checkpoint
 from ._lock import FolderLock
 from ._log import logger
-from ._sidecar import Sidecar
+from ._sidecar import Sidecar, is_foreign
 from ._storage import Storage
-from .exceptions import CheckpointError
+from ._storage_base import spellings
+from .exceptions import CheckpointError, StateError
 
 __all__: list[str] = []
 
@@ -45,15 +47,36 @@ class RunFolder:
         """Move the files of every run but ``run_id`` into ``earlier/<its id>/``.
 
         Files that are not ours stay where they are.
+
+        Raises:
+            StateError: If somebody else's file has a name that this run needs.
         """
         for theirs, files in self._foreign(run_id).items():
+            folder = self._copy_account(theirs) if sidecar_name(self.name) in files else None
             for file in files:
-                self.storage.move(file, f"earlier/{theirs}/{file}")
+                if folder is not None and file == sidecar_name(self.name):
+                    self.storage.remove(file)
+                else:
+                    self.storage.move(file, f"{folder or f'earlier/{theirs}'}/{file}")
             if files:
                 logger.info(
-                    "%s: %s holds an earlier run; its files are now in earlier/%s/",
-                    self.name, self.storage.location, theirs,
+                    "%s: %s holds an earlier run; its files are now in %s/",
+                    self.name, self.storage.location, folder or f"earlier/{theirs}",
                 )  # fmt: skip
+
+    def _copy_account(self, theirs: str) -> str:
+        """Copy ``best.json`` before its files move, so that a kill leaves them all findable.
+
+        Returns:
+            The folder that it is in now, and that the files belong in.
+        """
+        file, sha256 = sidecar_name(self.name), self.storage.sha256
+        free_or_same = (None, sha256(file))  # the same: a kill came between copy and removal
+        names = spellings(f"earlier/{theirs}")
+        folder = next(name for name in names if sha256(f"{name}/{file}") in free_or_same)
+        if not self.storage.exists(f"{folder}/{file}"):
+            self.storage.link_or_copy(file, f"{folder}/{file}", "copy")
+        return folder
 
     def _foreign(self, run_id: str) -> dict[str, list[str]]:
         """Return the files of other runs by run id, ``best.json`` last."""
@@ -67,6 +90,8 @@ class RunFolder:
         file = sidecar_name(self.name)
         text = self.storage.read_text(file)
         if text is not None:
+            if is_foreign(text):
+                raise self._not_ours(file)
             try:
                 sidecar = Sidecar.from_json(text)
             except ValueError as error:
@@ -74,19 +99,23 @@ class RunFolder:
                 found.setdefault("damaged", []).append(file)
             else:
                 files = found.setdefault(sidecar.run_id, [])
-                aliases = [n for n in self.storage.list() if self._is_alias(n, sidecar)]
-                files.extend([*sorted(sidecar.files()), *aliases, file])
+                files.extend([*sorted(sidecar.files()), *self._aliases(sidecar), file])
         found.pop(run_id, None)
         return found
 
-    def _is_alias(self, file: str, sidecar: Sidecar) -> bool:
-        """Return whether ``file`` is a stable name of one of the sidecar's files."""
-        if not (file.startswith(f"best{suffix(self.name)}") and file.endswith(".pt")):
-            return False
-        if file in sidecar.files():
-            return False
-        sums = {e.sha256 for entries in sidecar.kept.values() for e in entries}
-        return self.storage.sha256(file) in sums
+    def _aliases(self, sidecar: Sidecar) -> list[str]:
+        """Return the stable names of the sidecar's files that there are."""
+        files = BestFiles(self.storage, sidecar, None)
+        names = {files.alias_name(target.metric) for target in sidecar.targets}
+        # Another hook's file may be called so; it then has other content.
+        sums = {entry.sha256 for entry in sidecar.entries()}
+        return sorted(name for name in names if self.storage.sha256(name) in sums)
+
+    def _not_ours(self, file: str) -> StateError:
+        return StateError(
+            f"{self.storage.path(file)} is not a file of this package, and the hook "
+            f"{self.name!r} would replace it; move it away or use another out_dir"
+        )
 
     def _history_run_id(self) -> str | None:
         text = self.storage.read_text(self.history_name)
@@ -97,6 +126,8 @@ class RunFolder:
         except ValueError as error:
             logger.warning("%s: %s", self.name, error)
             return "damaged"
+        if rows and not all("run_id" in row for row in rows):
+            raise self._not_ours(self.history_name)
         return next((str(row["run_id"]) for row in reversed(rows) if "run_id" in row), None)
 
     def _last_run_id(self) -> str | None:
@@ -115,24 +146,26 @@ class RunFolder:
     def reconcile_history(self, history: History, run_id: str) -> None:
         """Make ``history.jsonl`` hold just the records of ``history``.
 
-        Rows on disk know more than a state does (strings, lists), so those of the same
-        iteration are kept as they are.
+        Rows on disk know more than a state does (strings, lists), so those that agree with it
+        are kept as they are.
         """
         text = self.storage.read_text(self.history_name)
         rows: dict[Any, dict[str, Any]] = {}
         if text is not None:
-            try:
-                rows = {r["iteration"]: r for r in parse_lines(text) if r.get("run_id") == run_id}
-            except (ValueError, KeyError) as error:
-                logger.warning("%s: %s; written anew from the state", self.name, error)
-        lines = []
-        for record in history:
-            row = rows.get(record.iteration)
-            try:
-                known = record if row is None else EvalRecord.from_dict(row)
-            except ValueError:
-                known = record
-            lines.append(known.to_json(run_id=run_id) + "\n")
-        wanted = "".join(lines)
+            ours = (row for row in parse_lines(text) if row.get("run_id") == run_id)
+            rows = {row.get("iteration"): row for row in ours}
+        known = (_fuller(rows.get(record.iteration), record) for record in history)
+        wanted = "".join(record.to_json(run_id=run_id) + "\n" for record in known)
         if wanted != (text or ""):
             self.storage.write_text(self.history_name, wanted)
+
+
+def _fuller(row: dict[str, Any] | None, record: EvalRecord) -> EvalRecord:
+    """Return what a row of the file says if it agrees with ``record``, else ``record``."""
+    try:
+        on_disk = record if row is None else EvalRecord.from_dict(row)
+    except ValueError:
+        return record
+    # As text, since NaN equals itself there.  A row that differs is of an abandoned stretch.
+    said = {json.dumps(item.to_dict(scalars_only=True)) for item in (on_disk, record)}
+    return on_disk if len(said) == 1 else record

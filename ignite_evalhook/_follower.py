@@ -11,7 +11,7 @@ import difflib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from ignite.engine import Engine
 from ignite.handlers.checkpoint import BaseSaveHandler
@@ -37,6 +37,26 @@ class Leader:
     score: float
     epoch: int
     iteration: int
+
+    @classmethod
+    def from_state(cls, state: Sequence[Any]) -> Leader:
+        """Read what :meth:`Follower.state` says of a leader.
+
+        Raises:
+            ValueError: If it is damaged.
+        """
+        score, epoch, iteration = state
+        if as_score(score) is None or type(epoch) is not int or type(iteration) is not int:
+            raise ValueError(f"a best is [score, epoch, iteration], got {state!r}")
+        return cls(score, epoch, iteration)
+
+
+class FollowerState(NamedTuple):
+    """What a run has followed: metrics, their best evaluations, their files."""
+
+    targets: tuple[Target, ...]
+    leaders: dict[str, Leader]
+    live: dict[str, tuple[Kept, ...]]
 
 
 class Follower:
@@ -160,6 +180,19 @@ class Follower:
                 self._bad_score(target.metric, metrics, empty, when)
         return scores
 
+    def check_watched(
+        self, watched: Iterable[str], metrics: Mapping[str, Any], *, empty: bool, when: str
+    ) -> None:
+        """Check the metrics that early stopping and schedulers watch, as :meth:`judge` does.
+
+        Raises:
+            EvaluationError: If one is missing or no number.
+        """
+        followed = {target.metric for target in self.targets}
+        for metric in dict.fromkeys(watched):
+            if metric not in followed and as_score(metrics.get(metric)) is None:
+                self._bad_score(metric, metrics, empty, when)
+
     def _bad_score(self, metric: str, metrics: Mapping[str, Any], empty: bool, when: str) -> None:
         if metric in metrics:
             what = f"{metric!r} is no number: {metrics[metric]!r:.80}"
@@ -256,7 +289,7 @@ class Follower:
         plain = Best(target.metric, leader.score, leader.epoch, leader.iteration)
         listed = self._files.sidecar.of(target.metric) if self._files is not None else ()
         for entry in listed:
-            if entry.iteration == leader.iteration:
+            if entry.iteration == leader.iteration and not entry.abandoned:
                 return as_best(target, entry, self.storage)
         return plain
 
@@ -393,19 +426,33 @@ class Follower:
             f"{_words(ours) or 'nothing'}; call hook.reset() first to forget that history and best"
         )
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Take over what :meth:`state` returned, after :meth:`check_state`."""
-        self.forget()
+    def read_state(self, state: Mapping[str, Any]) -> FollowerState:
+        """Read what :meth:`state` returned, after :meth:`check_state`; change nothing.
+
+        Raises:
+            StateError: If the rule found for ``"auto"`` is another one.
+            Exception: If the state is damaged.
+        """
+        targets = self.targets
         if AUTO in self.wanted and state["targets"]:
             metric, rule = state["targets"][0]
             target = self._make_target(metric, self.wanted[AUTO])
             if target.rule is not Rule(rule):
                 raise StateError(f"the state's rule for {metric!r} was {rule!r}")
-            self.targets = (target,)
-        self.leaders = {m: Leader(*leader) for m, leader in state["leaders"].items()}
-        self._live = {
-            m: tuple(as_live(Kept(**entry)) for entry in kept) for m, kept in state["kept"].items()
+            targets = (target,)
+        elif AUTO in self.wanted:
+            targets = ()
+        leaders = {m: Leader.from_state(leader) for m, leader in state["leaders"].items()}
+        live = {
+            m: tuple(as_live(Kept.from_dict(entry)) for entry in kept)
+            for m, kept in state["kept"].items()
         }
+        return FollowerState(targets, leaders, live)
+
+    def load_state(self, state: FollowerState) -> None:
+        """Take over a state."""
+        self.forget()
+        self.targets, self.leaders, self._live = state
 
 
 def _scored(score: Callable[[str], float], metric: str) -> Callable[[Engine], float]:
@@ -419,6 +466,7 @@ def _words(targets: Sequence[tuple[str, Rule]]) -> str:
 def missing_words(metric: str, metrics: Iterable[str]) -> str:
     """Say that a metric is missing, which ones there are, and what was probably meant."""
     names = list(metrics)
-    close = difflib.get_close_matches(metric, names, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
+    folded = {name.lower(): name for name in names}
+    close = difflib.get_close_matches(metric.lower(), folded, n=1)
+    hint = f"; did you mean {folded[close[0]]!r}?" if close else ""
     return f"there is no metric {metric!r} in the result, which has {names}{hint}"

@@ -18,6 +18,15 @@ from typing import Any, overload
 __all__ = ["EvalRecord", "History"]
 
 _FIELDS = ("epoch", "iteration", "metrics", "best_of", "is_best", "samples", "seconds")
+_KINDS: Mapping[str, type | tuple[type, ...]] = {
+    "epoch": int,
+    "iteration": int,
+    "metrics": Mapping,
+    "best_of": (list, tuple),
+    "is_best": bool,
+    "samples": (int, type(None)),
+    "seconds": (int, float),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,11 +72,14 @@ class EvalRecord:
         """Rebuild a record from :meth:`to_dict`.
 
         Raises:
-            ValueError: If a field is missing.
+            ValueError: If a field is missing or of the wrong kind.
         """
         missing = [name for name in _FIELDS if name not in state]
         if missing:
             raise ValueError(f"a record needs {list(_FIELDS)}, but {missing} are missing")
+        for name, kind in _KINDS.items():
+            if not isinstance(state[name], kind):
+                raise ValueError(f"{name} of a record is {state[name]!r}")
         fields = {name: state[name] for name in _FIELDS}
         fields["metrics"] = dict(fields["metrics"])
         fields["best_of"] = tuple(fields["best_of"])

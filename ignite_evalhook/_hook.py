@@ -528,7 +528,11 @@ class EvalHook:
         last = LastCheckpoint(
             folder.storage, folder.last_name, objects, trainer, every, lambda: len(self.history)
         )
-        resumed = resume and last.resume()
+        if resume:
+            resumed = last.resume()
+        else:
+            resumed = False
+            last.read()  # refuses a file that is not ours to replace
         session.last = last
         return resumed
 

@@ -21,7 +21,7 @@ from ._checkpoint import DeferredSaver
 from ._evaluator import unwrap
 from ._load_best import load_objects, read_checkpoint
 from ._storage import Storage
-from .exceptions import StateError
+from .exceptions import CheckpointError, StateError
 
 __all__: list[str] = []
 
@@ -69,14 +69,10 @@ class LastCheckpoint:
             StateError: If it was not written by ``keep_last``, or for other objects.
             CheckpointError: If it is damaged.
         """
-        if not self._storage.exists(self._file):
+        checkpoint = self.read()
+        if checkpoint is None:
             return False
         where = str(self._storage.path(self._file))
-        checkpoint = read_checkpoint(self._storage, self._file)
-        if "eval_hook" not in checkpoint or "trainer" not in checkpoint:
-            raise StateError(
-                f"{where} was not written by keep_last(); move it away or use another out_dir"
-            )
         missing = [name for name in self._to_save if name not in checkpoint]
         if missing:
             raise StateError(
@@ -91,6 +87,25 @@ class LastCheckpoint:
         load_objects({name: self._to_save[name] for name in names}, checkpoint, where)
         self._random.pending = checkpoint.get("random")
         return True
+
+    def read(self) -> dict[str, Any] | None:
+        """Return the content of the file; ``None`` if there is none.
+
+        Raises:
+            StateError: If it was not written by ``keep_last``, which must not replace it then.
+            CheckpointError: If it is damaged.
+        """
+        if not self._storage.exists(self._file):
+            return None
+        advice = "move it away or use another out_dir"
+        try:
+            checkpoint = read_checkpoint(self._storage, self._file)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}; {advice}") from error
+        if "eval_hook" not in checkpoint or "trainer" not in checkpoint:
+            where = self._storage.path(self._file)
+            raise StateError(f"{where} was not written by keep_last(); {advice}")
+        return checkpoint
 
     def started(self) -> None:
         """Note that a run starts: the random generators go on from the loaded state."""
@@ -141,6 +156,8 @@ class RandomState:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of torch's, Python's and NumPy's generators and of the loader's."""
+        if self.pending is not None:  # training goes on from there, not from here
+            return dict(self.pending)
         version, words, gauss = random.getstate()
         state: dict[str, Any] = {
             "torch": torch.get_rng_state(),

@@ -10,6 +10,7 @@ import copy
 from collections.abc import Iterable, Iterator, Sized
 from itertools import islice
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler
 
@@ -81,14 +82,33 @@ def plan_batches(data: Iterable[Any], limit: int | None = None, *, order: bool =
         length = len(data) if isinstance(data, (list, tuple)) else None
         return Batches(data, length or None, limit, None)
     if isinstance(data.dataset, IterableDataset):
-        return Batches(data, None, limit, None)
+        return Batches(apart(data), None, limit, None)
     indices: list[list[int]] | None = None
     if order:
         indices = batch_indices(data)
         if indices is None:
             indices = draw_order(data, limit)
             data = with_order(data, indices)
-    return Batches(data, length_of(data) or None, limit, indices)
+    return Batches(apart(data), length_of(data) or None, limit, indices)
+
+
+_APART: WeakKeyDictionary[DataLoader[Any], DataLoader[Any]] = WeakKeyDictionary()
+
+
+def apart(loader: DataLoader[Any]) -> DataLoader[Any]:
+    """Return a loader to go through while somebody else may be going through ``loader``.
+
+    A loader with persistent workers has one iterator for all: the next pass ends the present
+    one, and what its workers draw is missing from it.  So evaluations share a twin, whose
+    workers persist as well.
+    """
+    if loader.num_workers == 0 or not loader.persistent_workers:
+        return loader
+    if loader not in _APART:
+        twin = copy.copy(loader)
+        twin._iterator = None
+        _APART[loader] = twin
+    return _APART[loader]
 
 
 def length_of(loader: DataLoader[Any]) -> int | None:

@@ -66,7 +66,7 @@ class LossMeter:
     Memory: 16 bytes an entry, so 1.6 MB after 100,000 batches with a scalar loss.
     """
 
-    __slots__ = ("_columns", "_layout")
+    __slots__ = ("_columns", "_counts", "_layout", "_usual")
 
     def __init__(self) -> None:
         self.reset()
@@ -75,6 +75,8 @@ class LossMeter:
         """Forget everything that was seen."""
         self._layout: _Layout | None = None
         self._columns: dict[str, _Column] = {}
+        self._usual = array("d")  # means on the host that wait to join their column,
+        self._counts = array("d")  # and how many samples they are the means of
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -84,7 +86,7 @@ class LossMeter:
         return (TOTAL, *(name for name in self._columns if name != TOTAL))
 
     def update(self, val_loss: BatchLoss, samples: int | None) -> None:
-        """Take in the loss of one batch; never waits for the device.
+        """Take in the loss of one batch; never waits for a device.
 
         The values are copied: the model may use the loss's memory again.
 
@@ -98,7 +100,19 @@ class LossMeter:
                 batches before.  Nothing is taken in then.
         """
         loss = val_loss.loss
-        if isinstance(loss, dict):
+        if (
+            self._layout is _SINGLE
+            and type(loss) is Tensor
+            and loss.is_cpu
+            and not loss.ndim
+            and val_loss.weight is None
+            and samples is not None
+        ):
+            # A plain mean that is on the host already: there is no device to wait for, and
+            # reading it costs a tenth of copying it.
+            self._usual.append(loss.item())
+            self._counts.append(samples)
+        elif isinstance(loss, dict):
             layout = _Layout(True, isinstance(val_loss.weight, dict), val_loss.total)
             entries = _mapping_entries(loss, val_loss.weight, val_loss.total, samples)
             self._agree(layout)
@@ -168,6 +182,13 @@ class LossMeter:
                 f"{self._layout}; build ValLoss in the same way for each batch"
             )
 
+    def _join(self) -> None:
+        """Let the plain means join their column; the order of entries does not matter."""
+        if len(self._usual) > 0:
+            values, counts = _tensor(self._usual), _tensor(self._counts)
+            self._usual, self._counts = array("d"), array("d")
+            self._add(TOTAL, values, counts)
+
     def _add(self, name: str, value: Scalar, weight: Scalar) -> None:
         column = self._columns.get(name)
         if column is None:
@@ -177,6 +198,7 @@ class LossMeter:
 
     def _host(self) -> dict[str, Tensor]:
         """Bring each column to the host, ``(2, entries)``, with one transfer a device."""
+        self._join()
         series = [s for column in self._columns.values() for s in (column.values, column.weights)]
         rows = _to_host(series)
         pairs = zip(rows[::2], rows[1::2], strict=True)
@@ -233,7 +255,7 @@ class _Series:
         """Return all numbers so far as 1-d tensors, each on its device."""
         self._flush()
         return [
-            chunk if isinstance(chunk, Tensor) else torch.frombuffer(chunk, dtype=_F64).clone()
+            chunk if isinstance(chunk, Tensor) else _tensor(chunk)
             for chunk in self._chunks
             if len(chunk)
         ]
@@ -247,6 +269,11 @@ class _Series:
             self._chunks.append(torch.stack(pending))
         else:
             self._chunks.append(torch.cat([tensor.reshape(-1) for tensor in pending]))
+
+
+def _tensor(numbers: array[float]) -> Tensor:
+    """Copy numbers into a float64 tensor on the CPU."""
+    return torch.frombuffer(numbers, dtype=_F64).clone()
 
 
 class _Column(NamedTuple):

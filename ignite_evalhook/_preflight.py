@@ -76,5 +76,4 @@ def check_evaluation(
         if name not in names and not unsure:
             raise ValueError(missing_words(name, names))
     if auto and not unsure:
-        order = [*metric_names, *found]
-        follower.check_auto({name: to_number(found.get(name)) for name in order}, order)
+        follower.check_auto({name: to_number(value) for name, value in found.items()}, found)

@@ -20,7 +20,7 @@ from ignite.engine import Engine, EventEnum, Events
 
 from ._best import Target, as_score, describe_distance
 from ._evaluation import Evaluation
-from ._evaluator import attached_metrics, is_running
+from ._evaluator import is_running
 from ._folder import RunFolder
 from ._follower import Follower
 from ._history import EvalRecord, History
@@ -45,7 +45,7 @@ __all__ = ["EvalEvents"]
 STATE_VERSION = 1
 NEVER = sys.maxsize
 
-Handler = Callable[["EvalRecord | None"], Any]
+Handler = Callable[[Any], Any]  # of a record; of None on EVAL_STARTED
 
 
 class EvalEvents(EventEnum):
@@ -386,7 +386,7 @@ class Session:
     def _announce_plan(self) -> None:
         parts = [f"{self.name}: evaluate {self.plan.schedule}"]
         targets = [self.plan.explain(t) for t in self.plan.follower.targets]
-        if targets:
+        if targets and self.plan.schedule.interval is not None:
             parts.append(f"best by {', '.join(targets)}")
         if self.plan.folder is not None:
             parts.append(f"files in {self.plan.folder.storage.location}")
@@ -486,13 +486,11 @@ class Session:
     def _judge(self, metrics: dict[str, Any], computed: Sequence[str]) -> None:
         """Judge complete metrics, before handlers of the evaluator's COMPLETED see them."""
         empty = not metrics or (self.plan.evaluation.compute_metrics is not None and not computed)
-        attached = [
-            name for name in attached_metrics(self.plan.evaluation.evaluator) if name in metrics
-        ]
-        # The evaluator's own metrics come first in ``metrics``, then the loss, its parts, the rest.
-        self.plan.follower.resolve(metrics, dict.fromkeys([*computed, *attached, *metrics]))
-        when = f"at {self.at}"
-        self._scores = self.plan.follower.judge(metrics, empty=empty, when=when)
+        # The evaluator's metrics stand in order of attaching, then the loss, its parts, the rest.
+        follower, when = self.plan.follower, f"at {self.at}"
+        follower.resolve(metrics, dict.fromkeys([*computed, *metrics]))
+        follower.check_watched(self.watchers.metrics, metrics, empty=empty, when=when)
+        self._scores = follower.judge(metrics, empty=empty, when=when)
         self._current = metrics
 
     def _line(self, record: EvalRecord, at: Position, scores: Mapping[str, float]) -> str:
@@ -592,25 +590,26 @@ class Session:
             if name != self.name:
                 raise StateError(f"the state is of the hook {name!r}, this one is {self.name!r}")
             history = History.from_list(state["history"])
-            run_id, loaded = (
-                str(state["run_id"]),
-                {k: int(state[k]) for k in ("epoch", "iteration")},
-            )
+            loaded = {key: state[key] for key in ("run_id", "epoch", "iteration")}
+            for key, kind in (("run_id", str), ("epoch", int), ("iteration", int)):
+                if not isinstance(loaded[key], kind):
+                    raise ValueError(f"{key} is {loaded[key]!r}")
             watchers = {key: list(entries) for key, entries in state["watchers"].items()}
-            follower = state["follower"]
+            self.watchers.check_state(watchers)
             try:
-                self.plan.follower.check_state(follower)
+                self.plan.follower.check_state(state["follower"])
             except StateError:
                 if not tolerant:
                     raise
                 self.start_over()
                 return
+            follower = self.plan.follower.read_state(state["follower"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise StateError(f"this is no state of an EvalHook, or damaged: {error!r}") from error
         self.start_over()
         self.plan.follower.load_state(follower)
         self.history = history
-        self.run_id = run_id
+        self.run_id = loaded["run_id"]
         self._loaded = loaded
         self._own_state = True
         self.watchers.load_state(watchers)

@@ -48,6 +48,26 @@ class Kept:
         """Return the entry as a plain mapping."""
         return asdict(self)
 
+    def is_same_file(self, other: Kept) -> bool:
+        """Return whether ``other`` has the same name and content."""
+        return (self.file, self.sha256) == (other.file, other.sha256)
+
+    @classmethod
+    def from_dict(cls, state: Mapping[str, Any]) -> Kept:
+        """Rebuild an entry from :meth:`to_dict`.
+
+        Raises:
+            TypeError: If a field is unknown or missing.
+            ValueError: If a field is of the wrong kind.
+        """
+        entry = cls(**state)
+        kinds: dict[str, type | tuple[type, ...]]
+        kinds = {"score": (int, float), "epoch": int, "iteration": int, "file": str}
+        for name, kind in kinds.items():
+            if not isinstance(getattr(entry, name), kind):
+                raise ValueError(f"{name} of a kept file is {getattr(entry, name)!r}")
+        return entry
+
 
 @dataclass(frozen=True)
 class Sidecar:
@@ -115,7 +135,7 @@ class Sidecar:
                 for metric, part in document["kept"].items()
             )
             kept = {
-                metric: tuple(Kept(**entry) for entry in part["files"])
+                metric: tuple(Kept.from_dict(entry) for entry in part["files"])
                 for metric, part in document["kept"].items()
             }
             name, run_id = str(document["name"]), str(document["run_id"])

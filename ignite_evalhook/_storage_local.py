@@ -85,9 +85,14 @@ class LocalStorage(Storage):
                 size = _cut_torn_line(handle)
                 _append(handle, data, size)
             finally:
-                os.close(handle)
+                with contextlib.suppress(OSError):  # the line is on the disk, or the error tells
+                    os.close(handle)
             if size == 0:
-                _sync_folder(path.parent)
+                try:
+                    _sync_folder(path.parent)
+                except BaseException:
+                    os.truncate(path, 0)
+                    raise
 
     def open(self, name: str) -> BinaryIO:
         """Open a file for reading."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ignite.engine import Engine
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from ._best import Target, as_score
 from ._early_stopping import SafeEarlyStopping
@@ -89,6 +90,24 @@ class Watchers:
             ],
         }
 
+    @staticmethod
+    def check_state(state: Mapping[str, Iterable[Mapping[str, Any]]]) -> None:
+        """Refuse states that are damaged, before anything is loaded.
+
+        Raises:
+            Exception: Saying what is missing or wrong.
+        """
+        for kind, entries in state.items():
+            for entry in entries:
+                metric, inner = entry["metric"], dict(entry["state"])
+                if metric is not None and not isinstance(metric, str):
+                    raise ValueError(f"a watcher's metric is {metric!r}")
+                if kind == "early_stopping" and not (
+                    type(inner["counter"]) is int
+                    and (inner["best_score"] is None or as_score(inner["best_score"]) is not None)
+                ):
+                    raise ValueError(f"the state of an early stopping is {inner!r}")
+
     def load_state(self, state: Mapping[str, Iterable[Mapping[str, Any]]]) -> None:
         """Take over states, also for watchers that are added later."""
         self._waiting = {key: [dict(entry) for entry in state[key]] for key in state}
@@ -133,11 +152,16 @@ def check_scheduler(scheduler: Any, target: Target | None) -> None:
     """Refuse what cannot be stepped, or watches in the wrong direction.
 
     Raises:
-        TypeError: If ``scheduler`` can neither be stepped nor called.
+        TypeError: If ``scheduler`` can neither be stepped nor called, or counts epochs.
         ValueError: If its mode contradicts the metric's rule.
     """
     if not callable(scheduler) and not hasattr(scheduler, "step"):
         raise TypeError(f"scheduler must have step(value), got {type(scheduler).__name__}")
+    if isinstance(scheduler, LRScheduler) and not isinstance(scheduler, ReduceLROnPlateau):
+        raise TypeError(
+            f"{type(scheduler).__name__} watches no metric: step it in training; "
+            "step_on_plateau takes ReduceLROnPlateau"
+        )
     inner = getattr(scheduler, "scheduler", scheduler)  # Ignite's handler wraps torch's
     mode = getattr(inner, "mode", None)
     if target is None or mode not in ("min", "max"):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch.utils.data import (
     BatchSampler,
@@ -17,7 +17,6 @@ from torch.utils.data import (
     IterableDataset,
     RandomSampler,
     SubsetRandomSampler,
-    TensorDataset,
     WeightedRandomSampler,
 )
 
@@ -88,7 +87,10 @@ LOADERS: list[tuple[str, DataLoader[Any]]] = [
         "shuffled by its own generator",
         DataLoader(Numbers(), batch_size=3, shuffle=True, generator=torch.Generator()),
     ),
-    ("a subset, shuffled", DataLoader(Numbers(), batch_size=2, sampler=SubsetRandomSampler([7, 2, 5]))),
+    (
+        "a subset, shuffled",
+        DataLoader(Numbers(), batch_size=2, sampler=SubsetRandomSampler([7, 2, 5])),
+    ),
     ("a list as sampler", DataLoader(Numbers(), batch_size=2, sampler=[9, 0, 4])),
     (
         "drawn with replacement",
@@ -187,6 +189,7 @@ def test_a_sampler_that_repeats_itself_for_ever_is_asked_for_one_pass() -> None:
 def test_every_sample_is_served_once_and_known(
     size: int, batch_size: int, shuffle: bool, drop_last: bool
 ) -> None:
+    assume(size >= batch_size or not drop_last)
     loader = DataLoader(Numbers(size), batch_size=batch_size, shuffle=shuffle, drop_last=drop_last)
     served = serve_with_indices(plan_batches(loader, order=True))
     assert all(batch == indices for batch, indices in served)
@@ -196,7 +199,7 @@ def test_every_sample_is_served_once_and_known(
 
 @pytest.mark.parametrize(
     "data",
-    [[T for T in ([0, 1], [2])], DataLoader(Stream(), batch_size=2)],
+    [[[0, 1], [2]], DataLoader(Stream(), batch_size=2)],
     ids=["list of batches", "stream"],
 )
 def test_the_samples_of_other_data_are_not_known(data: Any) -> None:
@@ -232,8 +235,8 @@ def test_the_length_is_told_only_where_it_can_be_relied_on(
 def test_a_second_iterator_goes_on_where_the_first_one_stopped() -> None:
     batches = plan_batches([10, 20, 30])
     assert next(iter(batches)) == 10
-    assert list(batches) == [20, 30]
-    assert list(batches) == []
+    assert serve(batches) == [20, 30]
+    assert serve(batches) == []
 
 
 def test_it_is_exhausted_when_each_batch_was_taken() -> None:
@@ -269,12 +272,11 @@ def test_a_limit_asks_for_no_batch_beyond_it() -> None:
     assert asked == [0, 1, 2]
 
 
-@pytest.mark.parametrize(
-    "data", [[], range(0), DataLoader(Numbers(0)), DataLoader(TensorDataset())]
-)
-def test_empty_data_is_an_error_in_words(data: Any) -> None:
-    with pytest.raises((EvaluationError, IndexError), match="the evaluation data is empty|index"):
-        serve(plan_batches(data))
+@pytest.mark.parametrize("data", [[], range(0), DataLoader(Numbers(0))])
+@pytest.mark.parametrize("order", [True, False])
+def test_empty_data_is_an_error_in_words(data: Any, order: bool) -> None:
+    with pytest.raises(EvaluationError, match="the evaluation data is empty: no batch came"):
+        serve(plan_batches(data, order=order))
 
 
 def test_closing_lets_go_of_data_and_iterator() -> None:

@@ -182,11 +182,15 @@ def test_is_live_may_ask_the_lock_itself(folder: pathlib.Path) -> None:
     lock = lock_of(folder)
     lock.acquire(first)
 
-    def releases(_: object) -> bool:
+    def asks(_: object) -> bool:
         lock.acquire(first, is_live)
         return False
 
-    lock_of(folder).acquire(second, releases)
+    # In a thread, so that waiting for itself for ever is a failure, not a silent test run.
+    thread = threading.Thread(target=lock_of(folder).acquire, args=(second, asks), daemon=True)
+    thread.start()
+    thread.join(timeout=20)
+    assert not thread.is_alive()
 
 
 @posix

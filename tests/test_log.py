@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,9 @@ def run_program(before: str = "", between: str = "") -> tuple[list[str], list[st
 
 def without_seconds(line: str) -> str:
     head, _, last = line.rpartition("; ")
-    return f"{head}; 0.00 s" if last.endswith(" s") and last[:-2].replace(".", "").isdigit() else line
+    return (
+        f"{head}; 0.00 s" if last.endswith(" s") and last[:-2].replace(".", "").isdigit() else line
+    )
 
 
 # Each program takes a second or two, so they are few.
@@ -73,22 +76,19 @@ def test_without_any_set_up_there_is_one_plain_line_an_evaluation() -> None:
 
 
 def test_the_loggers_level_silences_the_lines_and_leaves_the_warnings() -> None:
-    silence = 'logging.getLogger("ignite_evalhook").setLevel("WARNING")'
-    # The usual way works before the package is imported as well as after.
-    for places in ({"before": silence}, {"between": silence}):
-        out, err = run_program(**places)
-        assert out == []
-        assert err == [f"warning: {WARNING}"]
+    # Before the package is imported; the test in this process does it after.
+    out, err = run_program(before='logging.getLogger("ignite_evalhook").setLevel("WARNING")')
+    assert out == []
+    assert err == [f"warning: {WARNING}"]
 
 
 def test_a_program_that_has_set_up_logging_gets_the_lines_once_and_in_its_own_format() -> None:
+    form = "%(name)s|%(message)s"
     out, err = run_program(
-        between='logging.basicConfig(level="INFO", stream=sys.stdout, format="%(name)s|%(message)s")'
+        between=f'logging.basicConfig(level="INFO", stream=sys.stdout, format="{form}")'
     )
     ours = [line for line in out if line.startswith("ignite_evalhook|")]
-    assert ours == [
-        f"ignite_evalhook|{line}" for line in [PLAN, *LINES[:2], WARNING, *LINES[2:]]
-    ]
+    assert ours == [f"ignite_evalhook|{line}" for line in [PLAN, *LINES[:2], WARNING, *LINES[2:]]]
     assert err == []
 
 
@@ -107,7 +107,7 @@ class Listener(logging.Handler):
 
 
 @pytest.fixture
-def heard() -> Any:
+def heard() -> Iterator[list[str]]:
     """Listen to the package's logger, and leave it as it was."""
     logger, listener = logging.getLogger("ignite_evalhook"), Listener()
     level, propagate = logger.level, logger.propagate
@@ -137,6 +137,22 @@ def test_a_handler_on_our_logger_takes_the_lines_over(
         "INFO val at epoch 1 (iteration 4): loss 0.5; 0.00 s",
     ]
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("how", ["level", "disable"])
+def test_the_lines_can_be_silenced_at_any_time(how: str, heard: list[str]) -> None:
+    logger = logging.getLogger("ignite_evalhook")
+    try:
+        if how == "level":
+            logger.setLevel(logging.WARNING)
+        else:
+            logging.disable(logging.INFO)
+        train(save_best="loss", out_dir=False, measure=lambda engine: {"loss": float("nan")})
+    finally:
+        logging.disable(logging.NOTSET)
+    assert heard == [
+        "WARNING val at epoch 1 (iteration 4): loss is nan; recorded, but never the best"
+    ]
 
 
 def test_the_first_line_says_what_is_going_to_happen(heard: list[str], tmp_path: Path) -> None:

@@ -89,18 +89,13 @@ def _quick() -> None:
 
 def check_resumed(run: Run, killed: Run) -> None:
     """Check that a run went on from the last save, and evaluated only what was not known."""
-    assert run.trained == list(range(run.resumed_at + 1, run.trainer.state.iteration + 1))
-    if run.setup.saves in ("last", "before", "after") and killed.hook._plan.schedule.counts_epochs:
-        saves = run.setup.every * EPOCH_LENGTH
-        assert run.resumed_at >= killed.trainer.state.iteration - 2 * saves
+    reached = killed.trainer.state.iteration
+    assert run.at("train") == list(range(run.resumed_at + 1, run.trainer.state.iteration + 1))
+    if run.setup.saves in ("last", "before", "after") and "by_epoch" not in run.setup.hook:
+        assert run.resumed_at >= reached - 2 * EPOCH_LENGTH * run.setup.every
     new = [record for record in run.hook.history if record.iteration not in run.known]
-    assert [i for event, i in run.events if event == "eval_started"] == [r.iteration for r in new]
-    assert [i for event, i in run.events if event == "eval_completed"] == [
-        r.iteration for r in new
-    ]
-    assert [i for event, i in run.events if event == "new_best"] == [
-        r.iteration for r in new if r.is_best
-    ]
+    assert run.at("eval_started") == run.at("eval_completed") == [r.iteration for r in new]
+    assert run.at("new_best") == [record.iteration for record in new if record.is_best]
 
 
 def kill_everywhere(folder: Path, setup: Setup, *, coarse: bool) -> None:

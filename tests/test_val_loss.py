@@ -851,9 +851,13 @@ ALL_KINDS: list[tuple[Any, Any]] = [
 ]
 
 
+class Elsewhere(torch.Tensor):
+    """A tensor that is not known to be on the host, as one on a device."""
+
+
 @pytest.mark.parametrize(("loss", "weight"), ALL_KINDS)
 def test_no_value_is_read_before_the_end(loss: Any, weight: Any) -> None:
-    one, many = t(1.0), t(1.0, 2.0, 3.0)
+    one, many = t(1.0).as_subclass(Elsewhere), t(1.0, 2.0, 3.0).as_subclass(Elsewhere)
     meter = LossMeter()
     with Spy() as spy, chunks_of(2):
         for _ in range(7):

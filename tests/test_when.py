@@ -325,9 +325,7 @@ def test_the_last_iteration_of_an_epoch_ends_it_also_when_an_earlier_one_was_cut
 ) -> None:
     trainer, hook, _ = make()
     call_at(trainer, Events.ITERATION_COMPLETED, 2, trainer.terminate_epoch)
-    call_at(
-        trainer, Events.ITERATION_COMPLETED, 6, lambda: trainer.terminate(skip_completed=skip)
-    )
+    call_at(trainer, Events.ITERATION_COMPLETED, 6, lambda: trainer.terminate(skip_completed=skip))
     trainer.run(range(4), max_epochs=3)
     assert moments(hook) == [(1, 2), (2, 6)]
 
@@ -538,7 +536,10 @@ def test_any_schedule_in_any_run_agrees_with_the_oracle(data: st.DataObject) -> 
     if stop is not None:
         skip = data.draw(st.booleans())
         call_at(
-            trainer, Events.ITERATION_COMPLETED, stop, lambda: trainer.terminate(skip_completed=skip)
+            trainer,
+            Events.ITERATION_COMPLETED,
+            stop,
+            lambda: trainer.terminate(skip_completed=skip),
         )
     for at in cut:
         call_at(trainer, Events.ITERATION_COMPLETED, at, trainer.terminate_epoch)
@@ -684,7 +685,7 @@ def test_a_hook_attached_in_a_handler_makes_up_for_what_started_had_to_do(
 ) -> None:
     trainer = Engine(lambda engine, batch: None)
     hook = EvalHook(None, lambda engine: {}, model=nn.Identity(), **options)
-    trainer.add_event_handler(event, lambda engine: hook.attach(engine) and None)
+    trainer.add_event_handler(event, lambda engine: hook.attach(engine))
     trainer.run(range(4), max_epochs=3)
     assert moments(hook) == [(math.ceil(i / 4), i) for i in iterations]
 
@@ -715,9 +716,7 @@ def test_a_never_due_schedule_is_refused_also_when_attached_late(late: bool) -> 
     trainer = Engine(lambda engine, batch: None)
     hook = EvalHook(None, lambda engine: {}, model=nn.Identity(), interval=9)
     if late:
-        trainer.add_event_handler(
-            Events.EPOCH_STARTED(once=2), lambda engine: hook.attach(engine) and None
-        )
+        trainer.add_event_handler(Events.EPOCH_STARTED(once=2), lambda engine: hook.attach(engine))
     else:
         hook.attach(trainer)
     with pytest.raises(ValueError, match="interval=9 counts epochs and this run has 3"):
@@ -785,12 +784,16 @@ def test_a_terminated_run_goes_on_where_it_stopped() -> None:
 )
 def test_a_schedule_by_epochs_listens_to_no_iteration(options: dict[str, Any]) -> None:
     trainer, _, _ = make(**options)
-    assert set(trainer._event_handlers) & {
-        Events.ITERATION_STARTED,
-        Events.ITERATION_COMPLETED,
-        Events.GET_BATCH_STARTED,
-        Events.GET_BATCH_COMPLETED,
-    } == set()
+    assert (
+        set(trainer._event_handlers)
+        & {
+            Events.ITERATION_STARTED,
+            Events.ITERATION_COMPLETED,
+            Events.GET_BATCH_STARTED,
+            Events.GET_BATCH_COMPLETED,
+        }
+        == set()
+    )
 
 
 @pytest.mark.parametrize("options", [{"interval": 100, "by_epoch": False}, {"interval": 0.5}])

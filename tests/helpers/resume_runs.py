@@ -41,7 +41,7 @@ class Setup:
         saves: What the run is resumed from: ``"last"`` is ``keep_last``; else the user's own
             ``Checkpoint``, ``"before"`` or ``"after"`` the hook at ``EPOCH_COMPLETED``,
             ``"iteration before"`` or ``"iteration after"`` it at ``ITERATION_COMPLETED``, or at
-            ``"evaluation"``.  ``"nothing"``: a run that is not resumed.
+            ``"evaluation"``.  ``"nothing"``: nothing is saved.
         every: Occasions between two saves.
         hook: Options of the hook.
         second: Options of a second hook, called ``test``; ``None`` for no such hook.
@@ -78,8 +78,8 @@ class Run:
         resumed: Whether there was something to resume from.
         resumed_at: Completed iterations in what was loaded.
         known: Iterations that the loaded history knows.
-        trained: Iterations trained by this process, 1-based.
-        events: What the first hook has fired in this process: event and iteration.
+        log: What this process has done, in order: ``"train"`` or an event of the first hook,
+            and the trainer's iteration.
     """
 
     def __init__(self, folder: Path, setup: Setup, bomb: Bomb | None = None) -> None:
@@ -90,8 +90,7 @@ class Run:
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.3, momentum=0.9)
         self.trainer = Engine(self._train)
         self.loader = DataLoader(_samples(), batch_size=2, shuffle=True)
-        self.trained: list[int] = []
-        self.events: list[tuple[str, int]] = []
+        self.log: list[tuple[str, int]] = []
         self.hooks = [self._hook("val", setup.hook)]
         if setup.second is not None:
             self.hooks.append(self._hook("test", setup.second))
@@ -140,10 +139,14 @@ class Run:
         return lambda metrics: table[self.trainer.state.iteration % len(table)]
 
     def _note(self, event: EvalEvents) -> Callable[[Any], None]:
-        return lambda record: self.events.append((event.value, self.trainer.state.iteration))
+        return lambda record: self.log.append((event.value, self.trainer.state.iteration))
+
+    def at(self, what: str) -> list[int]:
+        """Return the iterations at which something was logged."""
+        return [iteration for name, iteration in self.log if name == what]
 
     def _train(self, engine: Engine, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
-        self.trained.append(engine.state.iteration)
+        self.log.append(("train", engine.state.iteration))
         if self.setup.seeded == "iteration":
             # A loader that is started again in mid-epoch begins anew: make the batch here.
             torch.manual_seed(engine.state.iteration)
