@@ -86,8 +86,8 @@ def _check_call(compute_metrics: Callable[..., Any], eval_kwargs: Mapping[str, A
         signature.bind([], **kwargs)
     except TypeError as error:
         raise TypeError(
-            f"compute_metrics takes {signature}, and cannot be called with the results and the "
-            f"keywords {list(eval_kwargs)} of EvalHook: {error}"
+            f"compute_metrics({', '.join(signature.parameters)}) cannot be called with the "
+            f"results and the keywords {list(eval_kwargs)} of EvalHook: {error}"
         ) from error
 
 
@@ -109,7 +109,7 @@ def check_save_best(save_best: object, n_saved: int | None) -> dict[str, int | N
             check_n_saved(number)
     elif isinstance(save_best, Sequence):
         if not all(isinstance(name, str) for name in save_best):
-            raise TypeError(f"save_best must list names of metrics, got {save_best!r}")
+            raise ValueError(f"save_best must name at least one metric, got {save_best!r}")
         names = dict.fromkeys(save_best, n_saved)
         if len(names) != len(save_best):
             raise ValueError(f"save_best names a metric twice: {list(save_best)}")

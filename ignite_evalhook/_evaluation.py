@@ -83,8 +83,9 @@ class Evaluation:
             dataloader: The batches; ``None`` for a function evaluator.
             trainer: Passed to a function evaluator.
             announce: Called with the complete, plain metrics, and the names of those that
-                came from ``compute_metrics``, before the evaluator fires ``COMPLETED``.
-                ``None``: only answer, and do not fire it.
+                came from ``compute_metrics`` or the function (but for a validation loss),
+                before the evaluator fires ``COMPLETED``.  ``None``: only answer, and do not
+                fire it.
         """
         started = time.perf_counter()
         computed: list[str] = []
@@ -105,7 +106,9 @@ class Evaluation:
 
         def complete(metrics: dict[str, Any]) -> None:
             if self.function is not None:
-                metrics.update(check_mapping(self.function(trainer), "the evaluator function"))
+                found = check_mapping(self.function(trainer), "the evaluator function")
+                metrics.update(found)
+                computed.extend(name for name in found if name != "val_loss")
             elif collector is not None and compute is not None:
                 computed.extend(self._compute(compute, collector.results(), metrics))
             for name in list(metrics):

@@ -65,7 +65,7 @@ class HashingFile(io.RawIOBase):
                 buffered.detach()  # flushes, and makes later writes fail
         except BaseException as error:
             first = self._error
-            self._error = first or error
+            self._error = error if first is None else first
             if first is None or first is error:
                 raise
         if self._error is not None:

@@ -8,6 +8,7 @@ are live is for the caller to say; a folder behind a URL cannot be locked and is
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import platform
 import sys
@@ -163,7 +164,9 @@ if hasattr(os, "register_at_fork"):
 def _give_back(held: _Held) -> None:
     """Remove the file and unlock it."""
     del _held[held.path]
-    is_ours = _is_at(held.handle, held.path)
+    is_ours = False
+    with contextlib.suppress(OSError):  # a disk that is gone has nothing to remove
+        is_ours = _is_at(held.handle, held.path)
     if sys.platform == "win32":  # it cannot remove an open file
         os.close(held.handle)
     if is_ours:
@@ -177,7 +180,9 @@ def _is_at(handle: int, path: str | Path) -> bool:
     """Return whether the open file is the one now found at ``path``."""
     try:
         return os.path.samestat(os.fstat(handle), os.stat(path))
-    except FileNotFoundError:
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE):
+            raise
         return False
 
 

@@ -489,7 +489,9 @@ class Session:
         # The evaluator's metrics stand in order of attaching, then the loss, its parts, the rest.
         follower, when = self.plan.follower, f"at {self.at}"
         follower.resolve(metrics, dict.fromkeys([*computed, *metrics]))
-        follower.check_watched(self.watchers.metrics, metrics, empty=empty, when=when)
+        # One that was there before and is missing now is no improvement, and no misspelling.
+        unseen = [m for m in self.watchers.metrics if all(m not in r.metrics for r in self.history)]
+        follower.check_watched(unseen, metrics, empty=empty, when=when)
         self._scores = follower.judge(metrics, empty=empty, when=when)
         self._current = metrics
 

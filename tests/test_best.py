@@ -54,7 +54,7 @@ def test_deciding_what_is_best_needs_neither_torch_nor_ignite() -> None:
     assert shown.stdout.strip() == "[]"
 
 
-# ------------------------------------------------------------------------------ what is a score
+# -------------------------------------------------------------------------------- what is a score
 
 
 @pytest.mark.parametrize("value", [0.0, -0.0, 0, -3, 7, 0.5, -0.5, 1e-300, 1e300, 10**6])
@@ -76,7 +76,7 @@ def test_anything_else_is_no_score(value: Any) -> None:
     assert as_score(value) is None
 
 
-# ------------------------------------------------------------------------------- what is better
+# --------------------------------------------------------------------------------- what is better
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_the_distance_from_the_best_is_told_in_plain_words() -> None:
     assert describe_distance(target, -1.0, 0.0) == "best mAP is 0 (1 away)"
 
 
-# ------------------------------------------------------------------------------ names of files
+# --------------------------------------------------------------------------------- names of files
 
 
 @pytest.mark.parametrize(

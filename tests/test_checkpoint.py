@@ -64,7 +64,7 @@ def followed(where: Any, scores: list[Any], *, hook_options: Any = None, **optio
     return run(scores, model=model, checkpoint=checkpoint, **(hook_options or {}))
 
 
-# ------------------------------------------------------------------------------------- the top-k
+# -------------------------------------------------------------------------------------- the top-k
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_several_metrics_have_their_own_bests_at_once(tmp_path: Path) -> None:
     assert hook.bests["loss"] == (find_best(tmp_path, "loss"),)
 
 
-# ------------------------------------------------------------------------------------- the names
+# -------------------------------------------------------------------------------------- the names
 
 
 @pytest.mark.parametrize(
@@ -402,7 +402,7 @@ def test_a_data_parallel_model_is_saved_as_the_model_it_wraps(tmp_path: Path) ->
     assert step_in(tmp_path / "best_model_1_acc=0.5.pt") == 1
 
 
-# ----------------------------------------------------------------------------- several in a folder
+# ---------------------------------------------------------------------------- several in a folder
 
 
 def test_several_hooks_share_a_folder_and_never_touch_each_others_files(tmp_path: Path) -> None:
@@ -446,7 +446,7 @@ def test_files_that_are_not_ours_are_never_touched(tmp_path: Path) -> None:
     assert find_best(tmp_path) == hook.best
 
 
-# ----------------------------------------------------------------------------------------- alias
+# ------------------------------------------------------------------------------------------ alias
 
 
 @posix
@@ -543,7 +543,7 @@ def test_an_alias_that_somebody_removed_comes_back_with_the_next_best(tmp_path: 
     assert step_in(tmp_path / "best.pt") == 3
 
 
-# --------------------------------------------------------------------------------------- options
+# ---------------------------------------------------------------------------------------- options
 
 
 @pytest.mark.parametrize(
@@ -805,7 +805,7 @@ def test_a_failing_save_handler_is_a_warning_if_asked_for() -> None:
     assert list(handler.files) == ["best_model_3_acc=0.6.pt"]
 
 
-# ------------------------------------------------------------------------------------- by itself
+# -------------------------------------------------------------------------------------- by itself
 
 
 def evaluated(handler: Checkpoint, scores: list[Any], metric: str = "acc") -> Engine:

@@ -181,6 +181,7 @@ posix = pytest.mark.skipif(not hasattr(os, "fork"), reason="fork")
 def test_a_kill_at_any_step_leaves_a_complete_best_of_every_metric(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(os, "fsync", lambda handle: None)  # a kill does not need it
     seen: set[float] = set()
     for n in itertools.count():
         folder, model = tmp_path / str(n), counter()
@@ -227,7 +228,7 @@ def end_at_call(n: int, hook: EvalHook, trainer: Engine, monkeypatch: pytest.Mon
         exit_now(0 if len(hook.history) == 2 else 1)
 
 
-# ------------------------------------------------------------------------------- other mishaps
+# ---------------------------------------------------------------------------------- other mishaps
 
 
 def failing_write(monkeypatch: pytest.MonkeyPatch, *, when: Callable[[str], bool]) -> None:

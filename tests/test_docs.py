@@ -3,9 +3,10 @@
 The blocks of a page run in order, in one namespace and an empty folder.  What else may stand on a
 page for this test:
 
-- a comment ``<!-- setup`` ... ``-->`` holds code that runs there and is not shown;
+- a comment ``<!-- setup`` … ``-->`` holds code that runs there and is not shown;
 - a block marked ``python no-run`` is compiled, not run;
-- a block marked ``output`` is what the block before it prints, ``...`` standing for anything.
+- a block marked ``output`` is what the block before it prints, ``...`` standing for anything;
+- in one marked ``output about`` each number with a decimal point stands for any such number.
 """
 
 from __future__ import annotations
@@ -23,14 +24,17 @@ import torch
 
 import ignite_evalhook
 
+logger = logging.getLogger("ignite_evalhook")
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 RUN = ("python", "setup")
-CHECKED = (*RUN, "python no-run", "output")
+SHOWN = ("output", "output about")
+KNOWN = (*RUN, "python no-run", *SHOWN)
 
 _BLOCK = re.compile(
-    r"^```(?P<info>[^\n`]*)\n(?P<fenced>.*?)^```$|^<!-- setup\n(?P<hidden>.*?)^-->$", re.M | re.S
+    r"^```(?P<info>[^\n`]*)\n(?P<fenced>.*?)^```$|^<!-- setup\s(?P<hidden>.*?)-->$", re.M | re.S
 )
 
 
@@ -56,14 +60,14 @@ def run_page(page: str, name: str) -> None:
     namespace: dict[str, Any] = {"__name__": "__main__"}
     printed: str | None = None
     for block in blocks_of(page):
-        if block.kind == "output":
+        if block.kind in SHOWN:
             assert printed is not None, f"{name}:{block.line}: no Python block comes before"
-            assert matches(block.text, printed), (
+            assert matches(block.text, printed, about="about" in block.kind), (
                 f"{name}:{block.line} shows\n\n{block.text}\nbut the block before it prints\n\n"
                 f"{printed}"
             )
         printed = None
-        if block.kind in CHECKED and block.kind != "output":
+        if block.kind in (*RUN, "python no-run"):
             # Empty lines before it make a traceback name the line of the page.
             code = compile("\n" * (block.line - 1) + block.text, name, "exec")
             if block.kind in RUN:
@@ -78,10 +82,12 @@ def output_of(code: Any, namespace: dict[str, Any]) -> str:
     return output.getvalue()
 
 
-def matches(shown: str, printed: str) -> bool:
-    """Compare line by line without trailing blanks; ``...`` stands for anything."""
+def matches(shown: str, printed: str, *, about: bool = False) -> bool:
+    """Compare without trailing blanks; ``...`` stands for anything, also for several lines."""
     lines = [line.rstrip() for line in printed.strip().splitlines()]
     pattern = ".*".join(re.escape(part) for part in shown.strip().split("..."))
+    if about:
+        pattern = re.sub(r"\d+\\\.\d+", lambda _: r"\d+\.\d+(e-\d+)?", pattern)
     return re.fullmatch(pattern, "\n".join(lines), re.S) is not None
 
 
@@ -96,12 +102,13 @@ def no_root_handlers() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """With tensors this small, more threads only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def as_it_was() -> Iterator[None]:
+    """Undo what a page may set for the whole process."""
+    threads, level = torch.get_num_threads(), logger.level
+    torch.set_num_threads(1)  # with tensors this small, more threads only wait for each other
     yield
     torch.set_num_threads(threads)
+    logger.setLevel(level)
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
@@ -124,7 +131,7 @@ def test_no_block_of_a_page_escapes(path: Path) -> None:
     fences = re.findall(r"^[ >]*(?:`{3,}|~{3,})[ \t]*([\w{][^\n]*)$", page, re.M)
     assert [kind for kind in kinds if kind and kind != "setup"] == fences
     assert kinds.count("setup") == page.count("<!-- setup")
-    assert all(kind in CHECKED for kind in kinds if re.match("(py|out|set)", kind))
+    assert all(kind in KNOWN for kind in kinds if re.match("(py|out|set)", kind))
 
 
 def test_every_page_is_in_the_table_of_contents() -> None:
@@ -176,6 +183,23 @@ def test_a_page_passes_when_it_shows_what_is_printed(shown: str) -> None:
 def test_a_page_fails_when_it_shows_anything_else(shown: str) -> None:
     with pytest.raises(AssertionError, match=r"page\.md:11 shows"):
         run_page(PAGE.format(shown=shown), "page.md")
+
+
+@pytest.mark.parametrize(
+    ("shown", "printed", "fits"),
+    [
+        ("loss 0.25 at 3", "loss 1.5 at 3", True),
+        ("loss 0.25 at 3", "loss 1.5e-05 at 3", True),
+        ("loss 0.25 at 3", "loss nan at 3", False),
+        ("loss 0.25 at 3", "loss 1.5 at 4", False),
+        ("loss 0.25 at 3", "lost 1.5 at 3", False),
+    ],
+)
+def test_about_lets_only_numbers_with_a_decimal_point_differ(
+    shown: str, printed: str, fits: bool
+) -> None:
+    assert matches(shown, printed, about=True) is fits
+    assert matches(shown, printed) is False
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def stopped_at(
     return int(trainer.state.epoch)
 
 
-# ----------------------------------------------------------------------------- when it stops
+# ---------------------------------------------------------------------------------- when it stops
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_it_stops_in_the_middle_of_an_epoch_too() -> None:
     assert trainer.state.iteration == 6
 
 
-# ----------------------------------------------------------------------------- which metric
+# ----------------------------------------------------------------------------------- which metric
 
 
 SAID = [
@@ -215,7 +215,7 @@ def test_a_real_validation_loss_stops_a_real_run() -> None:
     assert [r.metrics["val_loss"] for r in hook.history] == [0.25, 0.0, 0.25, 1.0, 2.25]
 
 
-# ------------------------------------------------------------- added when, and to what
+# ------------------------------------------------------------------------ added when, and to what
 
 
 @pytest.mark.parametrize("when", ["before attach", "after attach", "while training"])
@@ -293,7 +293,7 @@ def test_a_metric_that_will_not_be_there_is_found_before_the_first_step() -> Non
     assert trainer.state.iteration == 0
 
 
-# ------------------------------------------------------------- what does not count
+# ---------------------------------------------------------------------------- what does not count
 
 
 def test_an_evaluation_that_only_answers_does_not_count() -> None:
@@ -342,7 +342,7 @@ def test_a_second_run_and_a_reset_begin_anew() -> None:
     assert (stopper.counter, stopper.best_score) == (0, None)
 
 
-# ----------------------------------------------------------------------------- the state
+# -------------------------------------------------------------------------------------- the state
 
 
 def through_a_file(state: Any) -> Any:
@@ -424,7 +424,7 @@ def test_a_restart_goes_on_counting_where_the_run_was_broken_off(tmp_path: Path)
     assert hook.best.score == 0.95
 
 
-# ---------------------------------------------------------------------- Ignite's own, added by hand
+# -------------------------------------------------------------------- Ignite's own, added by hand
 
 
 @pytest.mark.parametrize(
@@ -474,7 +474,7 @@ def test_ignites_own_handler_stops_on_auto_and_on_an_empty_result() -> None:
     assert trainer.state.epoch == 3
 
 
-# ----------------------------------------------------------------------------- laws
+# ------------------------------------------------------------------------------------------- laws
 
 
 def oracle(

@@ -720,6 +720,18 @@ def test_a_hook_may_be_detached_in_any_handler(event: Any, by_epoch: bool) -> No
     assert [record.iteration for record in bests] == expected
 
 
+@pytest.mark.parametrize(
+    "event", [Events.STARTED, Events.EPOCH_STARTED, Events.ITERATION_COMPLETED, Events.COMPLETED]
+)
+def test_a_hook_detached_by_an_earlier_handler_of_the_same_firing_does_nothing(event: Any) -> None:
+    trainer, hook = make_trainer(), make_hook(start=0, interval=1, by_epoch=False, at_end=True)
+    trainer.add_event_handler(event(once=1), hook.detach)
+    hook.attach(trainer)
+    run(trainer, epochs=1)
+    expected = {Events.STARTED: [], Events.COMPLETED: [0, 1, 2, 3, 4]}
+    assert iterations(hook) == expected.get(event, [0])
+
+
 def test_a_hook_that_was_away_during_an_interruption_goes_on(tmp_path: Path) -> None:
     trainer, hook = make_trainer(), make_hook(out_dir=tmp_path, model=nn.Linear(1, 1))
     hook.attach(trainer)

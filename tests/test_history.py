@@ -72,10 +72,11 @@ def test_scalars_only_leaves_out_what_is_no_number() -> None:
 
 def test_changing_the_plain_values_does_not_change_the_record() -> None:
     state = FIRST.to_dict()
+    record = EvalRecord.from_dict(state)
     state["metrics"]["loss"] = 9.0
     state["best_of"].append("x")
-    assert FIRST.metrics["loss"] == 0.5
-    assert FIRST.best_of == ("loss",)
+    assert FIRST.metrics["loss"] == record.metrics["loss"] == 0.5
+    assert FIRST.best_of == record.best_of == ("loss",)
 
 
 @given(records)

@@ -23,7 +23,7 @@ def weight(model: nn.Module) -> float:
     return float(next(model.parameters()).detach())
 
 
-# ------------------------------------------------------------------------------ without a hook
+# --------------------------------------------------------------------------------- without a hook
 
 
 @pytest.mark.parametrize("as_path", [Path, str, lambda path: f"file://{path.as_posix()}"])
@@ -185,7 +185,7 @@ def test_somebody_elses_json_is_passed_over(tmp_path: Path) -> None:
     assert find_best(tmp_path) == hook.best
 
 
-# ----------------------------------------------------------------------------------- to_load
+# ---------------------------------------------------------------------------------------- to_load
 
 
 def trained(folder: Path) -> tuple[nn.Module, torch.optim.Optimizer, Engine]:
@@ -248,7 +248,7 @@ def test_an_object_that_cannot_load_is_refused(tmp_path: Path) -> None:
         load_best(tmp_path, {"model": object()})
 
 
-# ------------------------------------------------------------------------------- with the hook
+# ---------------------------------------------------------------------------------- with the hook
 
 
 def test_a_hook_loads_its_best_back_into_its_own_model(tmp_path: Path) -> None:

@@ -472,8 +472,9 @@ def test_any_other_failure_to_lock_is_an_error(
 
 
 @posix
+@pytest.mark.parametrize("call", ["unlink", "stat", "fstat"])
 def test_a_lock_file_that_cannot_be_removed_is_still_freed(
-    folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+    folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
     def fail(*_: object) -> None:
         raise OSError(30, "Read-only file system")
@@ -481,6 +482,6 @@ def test_a_lock_file_that_cannot_be_removed_is_still_freed(
     lock, run = lock_of(folder), Run()
     lock.acquire(run)
     with monkeypatch.context() as patch:
-        patch.setattr(os, "unlink", fail)
+        patch.setattr(os, call, fail)
         lock.release()
     assert another_process_says(folder) == "held"

@@ -66,7 +66,7 @@ def full_disk(where: str = ".pt") -> Iterator[None]:
         LocalStorage.write = real  # type: ignore[method-assign]
 
 
-# -------------------------------------------------------------------------- the score, as it is
+# ---------------------------------------------------------------------------- the score, as it is
 
 
 @pytest.mark.parametrize(
@@ -82,10 +82,9 @@ def test_mmcv_a_score_of_exactly_zero_is_a_score(
     assert step_in(find_best(tmp_path).path) == best[1]
 
 
-@pytest.mark.parametrize("library", ["ignite", "monai", "keras"])
 @pytest.mark.parametrize("first", [NAN, INF, -INF])
 def test_ignite_monai_keras_a_first_score_of_nan_is_replaced_by_the_first_number(
-    library: str, first: float, tmp_path: Path
+    first: float, tmp_path: Path
 ) -> None:
     hook = run([first, 0.1, 0.2], tmp_path)
     assert best_of(hook) == (0.2, 3)
@@ -138,31 +137,18 @@ def test_composer_strings_and_mappings_among_the_metrics_are_no_trouble() -> Non
     assert trainer.state.epoch == 3
 
 
-# ------------------------------------------------------------------------------------- the rule
+# --------------------------------------------------------------------------------------- the rule
 
 
 @pytest.mark.parametrize(
-    ("library", "name"),
+    "name",
     [
-        ("mmcv", "heatmap_loss"),
-        ("mmcv", "val_heatmap_loss"),
-        ("mmcv", "MAPE"),
-        ("mmcv", "stop_loss"),
-        ("mmcv", "accumulated_loss"),
-        ("mmcv", "topology_loss"),
-        ("mmcv", "accel_err"),
-        ("hf", "wer"),
-        ("hf", "perplexity"),
-        ("hf", "rmse"),
-        ("hf", "mse"),
-        ("hf", "mae"),
-        ("hf", "nll"),
-        ("composer", "fid"),
+        *("heatmap_loss", "val_heatmap_loss", "MAPE", "stop_loss", "accumulated_loss"),
+        *("topology_loss", "accel_err"),  # MMCV
+        *("wer", "perplexity", "rmse", "mse", "mae", "nll", "fid"),  # Transformers, Composer
     ],
 )
-def test_mmcv_mmengine_hf_composer_a_metric_that_falls_is_not_maximised(
-    library: str, name: str
-) -> None:
+def test_mmcv_mmengine_hf_composer_a_metric_that_falls_is_not_maximised(name: str) -> None:
     assert infer_rule(name).value == "less"
     assert best_of(run([{name: 0.2}, {name: 0.1}, {name: 0.3}], save_best=name)) == (0.1, 2)
 
@@ -196,18 +182,18 @@ def test_mmcv_a_bare_string_of_keys_is_named_in_the_error() -> None:
         scripted([], less_keys="FID")
 
 
-# -------------------------------------------------------------------- found before hours are spent
+# ------------------------------------------------------------------- found before hours are spent
 
 
 DATA = [(torch.full((2, 1), 1.0), torch.zeros(2, 1)), (torch.full((1, 1), 4.0), torch.zeros(1, 1))]
 
 
 def never_trained(hook: EvalHook) -> Engine:
-    steps: list[int] = []
-    trainer = Engine(lambda engine, batch: steps.append(1))
-    trainer.add_event_handler(Events.TERMINATE, lambda: None)
+    def train(engine: Engine, batch: Any) -> None:
+        pytest.fail("a training step was taken")
+
+    trainer = Engine(train)
     hook.attach(trainer)
-    trainer.state.metrics["steps"] = steps
     return trainer
 
 
@@ -215,9 +201,8 @@ def test_all_a_misspelled_metric_is_found_before_the_first_step() -> None:
     evaluator = create_evaluator(counter(), {"accuracy_top": MeanAbsoluteError()})
     hook = EvalHook(DATA, evaluator, save_best="acuracy_top", rule="greater", out_dir=False)
     trainer = never_trained(hook)
-    with pytest.raises(ValueError, match="no metric 'acuracy_top'.*did you mean 'accuracy_top'"):
+    with pytest.raises(ValueError, match=r"no metric 'acuracy_top'.*did you mean 'accuracy_top'"):
         trainer.run([0], max_epochs=1)
-    assert trainer.state.metrics["steps"] == []
 
 
 def test_mmcv_auto_with_a_name_without_a_rule_is_found_before_the_first_step() -> None:
@@ -225,7 +210,6 @@ def test_mmcv_auto_with_a_name_without_a_rule_is_found_before_the_first_step() -
     trainer = never_trained(EvalHook(DATA, evaluator, save_best="auto", out_dir=False))
     with pytest.raises(RuleInferenceError, match="zorkness"):
         trainer.run([0], max_epochs=1)
-    assert trainer.state.metrics["steps"] == []
 
 
 def test_mmcv_mmengine_a_typo_in_an_argument_is_refused_at_construction() -> None:
@@ -238,13 +222,10 @@ def test_mmcv_a_missing_key_says_which_ones_there_are() -> None:
         run([{"acc": 0.5}], save_best="mAP")
 
 
-# ------------------------------------------------------------------------------ the file, always
+# ------------------------------------------------------------------------------- the file, always
 
 
-@pytest.mark.parametrize("library", ["mmcv", "mmengine", "ignite", "monai", "keras"])
-def test_mmcv_mmengine_ignite_monai_keras_a_full_disk_keeps_the_old_best(
-    library: str, tmp_path: Path
-) -> None:
+def test_mmcv_mmengine_ignite_monai_keras_a_full_disk_keeps_the_old_best(tmp_path: Path) -> None:
     hook, trainer = scripted([0.5, 0.7], tmp_path)
     hook.attach(trainer)
     with full_disk("model_2"), pytest.raises(CheckpointError, match="No space left"):
@@ -389,11 +370,10 @@ def test_keras_lightning_the_k_best_are_kept_and_not_the_k_last(tmp_path: Path) 
     assert best_files(tmp_path) == ["best_model_1_acc=0.9.pt", "best_model_3_acc=0.8.pt"]
 
 
-# --------------------------------------------------------------------------- more than one of them
+# -------------------------------------------------------------------------- more than one of them
 
 
-@pytest.mark.parametrize("library", ["mmcv", "mmengine"])
-def test_mmcv_mmengine_two_validation_sets_keep_a_best_each(library: str, tmp_path: Path) -> None:
+def test_mmcv_mmengine_two_validation_sets_keep_a_best_each(tmp_path: Path) -> None:
     model = counter()
     percent, trainer = scripted([80.0, 70.0], tmp_path, model=model)
     fraction, _ = scripted([0.1, 0.9], tmp_path, model=model, name="test")
@@ -412,7 +392,7 @@ def test_mmcv_mmengine_two_metrics_keep_a_best_each(tmp_path: Path) -> None:
     assert step_in(find_best(tmp_path, "acc").path) == 2
 
 
-# ----------------------------------------------------------------------------------- after a restart
+# -------------------------------------------------------------------------------- after a restart
 
 
 def started(folder: Path, scores: list[Any], *, saves: str = "last", patience: int = 99) -> Any:
@@ -476,7 +456,7 @@ def test_lightning_a_moved_folder_keeps_its_best(tmp_path: Path) -> None:
 def test_mmengine_monai_keras_patience_goes_on_counting_after_a_restart(tmp_path: Path) -> None:
     _, trainer, _ = started(tmp_path, [0.9, 0.5, 0.5], patience=4)
     trainer.run([0], max_epochs=3)
-    hook, trainer, stopper = started(tmp_path, [0.5, 0.5, 0.5], patience=4)
+    _, trainer, stopper = started(tmp_path, [0.5, 0.5, 0.5], patience=4)
     assert (stopper.counter, stopper.best_score) == (2, 0.9)
     trainer.run([0], max_epochs=9)
     assert trainer.state.epoch == 5
@@ -491,7 +471,7 @@ def test_lightning_a_patience_raised_at_a_restart_is_obeyed(tmp_path: Path) -> N
     assert trainer.state.epoch == 9
 
 
-# ------------------------------------------------------------------------------------ early stopping
+# --------------------------------------------------------------------------------- early stopping
 
 
 def epochs_run(scores: list[Any], patience: int, **options: Any) -> int:
@@ -544,7 +524,7 @@ def test_ignite_its_own_handler_fed_with_our_score_gets_these_right_too() -> Non
         assert trainer.state.epoch == epochs
 
 
-# --------------------------------------------------------------------------------------- the schedule
+# ----------------------------------------------------------------------------------- the schedule
 
 
 @pytest.mark.parametrize("interval", [1, 2, 3])
@@ -585,7 +565,7 @@ def test_lightning_an_evaluation_at_the_end_off_the_grid_can_be_had_and_is_the_b
     assert best_of(hook) == (0.2, 4)
 
 
-# ----------------------------------------------------------------------------- the evaluation itself
+# -------------------------------------------------------------------------- the evaluation itself
 
 
 class Net(nn.Module):
@@ -720,8 +700,7 @@ def test_all_weights_are_bit_identical_with_and_without_evaluation() -> None:
     assert torch.equal(plain_random, watched_random)
 
 
-@pytest.mark.parametrize("library", ["monai", "composer", "ignite", "mmcv"])
-def test_monai_composer_ignite_mmcv_a_frozen_batchnorm_stays_frozen(library: str) -> None:
+def test_monai_composer_ignite_mmcv_a_frozen_batchnorm_stays_frozen() -> None:
     model = Net()
     model.train()
     model.norm.eval()

@@ -39,6 +39,10 @@ class IntPhase(enum.IntEnum):
     WARM = 1
 
 
+class PairPhase(tuple[int, int], enum.Enum):
+    WARM = (1, 2)
+
+
 class OwnDict(dict[str, Any]):
     pass
 
@@ -254,6 +258,7 @@ REFUSED = [
     (Phase.WARM, "is a Phase (test_plain.Phase)", "its .value"),
     (StrPhase.WARM, "is a StrPhase (test_plain.StrPhase)", "its .value"),
     (IntPhase.WARM, "is an IntPhase (test_plain.IntPhase)", "its .value"),
+    (PairPhase.WARM, "is a PairPhase (test_plain.PairPhase)", "its .value"),
     (Settings(), "is a Settings (test_plain.Settings)", "dataclasses.asdict()"),
     ({1}, "is a set", "a sorted list"),
     (frozenset(), "is a frozenset", "a sorted list"),

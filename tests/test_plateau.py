@@ -185,7 +185,7 @@ def test_several_schedulers_and_early_stopping_go_together() -> None:
     assert [o.param_groups[0]["lr"] for o in (first, second)] == [0.25, 0.5]
 
 
-# ----------------------------------------------------------------------------- the state
+# -------------------------------------------------------------------------------------- the state
 
 
 def through_a_file(state: Any) -> Any:
@@ -246,7 +246,7 @@ def test_ignites_handler_still_works_by_hand_on_the_evaluator() -> None:
     assert optimizer.param_groups[0]["lr"] == 0.5
 
 
-# ----------------------------------------------------------------------------- law
+# -------------------------------------------------------------------------------------------- law
 
 
 scores_of = st.lists(

