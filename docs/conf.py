@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import builtins
 import sys
+import typing
 from importlib.metadata import version as installed_version
 
 from docutils.nodes import Element, TextElement
@@ -42,7 +43,9 @@ napoleon_custom_sections = ["Source"]
 # Names of Python and of other projects have no page here to link to.
 FOREIGN = "|".join(sorted({*sys.stdlib_module_names, "ignite", "mmengine", "numpy", "torch"}))
 nitpick_ignore = [("py:class", name) for name in (*dir(builtins), "optional")]
-nitpick_ignore_regex = [("py:.*", rf"({FOREIGN})(\..+)?")]
+# Type variables are private and have no page either.
+PRIVATE = r"ignite_evalhook\._\w+\._\w+"
+nitpick_ignore_regex = [("py:.*", rf"({FOREIGN})(\..+)?"), ("py:class", PRIVATE)]
 
 
 def resolve_to_public_name(
@@ -59,6 +62,15 @@ def resolve_to_public_name(
     )
 
 
+def spell_out_types(app: Sphinx) -> None:
+    """Replace the names of our private type aliases, which autodoc cannot resolve for a class."""
+    for name in ignite_evalhook.__all__:
+        found = getattr(ignite_evalhook, name)
+        if isinstance(found, type) and "__init__" in vars(found):
+            found.__init__.__annotations__ = typing.get_type_hints(found.__init__)
+
+
 def setup(app: Sphinx) -> None:
     """Connect what this file adds to Sphinx."""
+    app.connect("builder-inited", spell_out_types)
     app.connect("missing-reference", resolve_to_public_name)

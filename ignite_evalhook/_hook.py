@@ -13,7 +13,7 @@ from datetime import timedelta
 from fractions import Fraction
 from functools import partial
 from os import PathLike
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar, overload
 
 from ignite.engine import Engine
 from ignite.handlers import EarlyStopping
@@ -74,6 +74,8 @@ from ._watchers import check_scheduler, metric_of
 from .exceptions import CheckpointError
 
 __all__ = ["EvalHook"]
+
+_H = TypeVar("_H", bound=Handler)
 
 Interval = int | float | Fraction | Sequence[int] | timedelta | None
 
@@ -156,7 +158,7 @@ class EvalHook:
         dynamic_intervals: Sequence[tuple[int, int]] | None = None,
         at_end: bool = False,
         limit_batches: int | None = None,
-        save_best: str | Sequence[str] | Mapping[str, int] | None = None,
+        save_best: str | Sequence[str] | Mapping[str, int | None] | None = None,
         rule: str | Mapping[str, str] | None = None,
         preset: str | None = None,
         greater_keys: Sequence[str] | None = None,
@@ -388,6 +390,10 @@ class EvalHook:
             raise ValueError("track=True needs a trainer: call hook.attach(trainer) first")
         return self._session.track(data)
 
+    @overload
+    def on(self, event: Any, handler: _H) -> _H: ...
+    @overload
+    def on(self, event: Any, handler: None = None) -> Callable[[_H], _H]: ...
     def on(self, event: Any, handler: Handler | None = None) -> Any:
         """Call ``handler(record)`` on an event of this hook only.
 
@@ -587,7 +593,7 @@ class EvalHook:
         cls,
         args: argparse.Namespace,
         dataloader: Iterable[Any] | None,
-        evaluator: Engine | nn.Module,
+        evaluator: Engine | nn.Module | Function,
         **more: Any,
     ) -> EvalHook:
         """Construct a hook from the options of ``add_eval_args``.

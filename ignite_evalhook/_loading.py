@@ -104,11 +104,10 @@ def apart(loader: DataLoader[Any]) -> DataLoader[Any]:
     """
     if loader.num_workers == 0 or not loader.persistent_workers:
         return loader
-    if loader not in _APART:
-        twin = copy.copy(loader)
-        twin._iterator = None
-        _APART[loader] = twin
-    return _APART[loader]
+    twin = copy.copy(loader)  # anew, since what the loader holds may have been replaced
+    twin._iterator = _APART[loader]._iterator if loader in _APART else None
+    _APART[loader] = twin
+    return twin
 
 
 def length_of(loader: DataLoader[Any]) -> int | None:

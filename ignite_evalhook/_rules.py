@@ -105,7 +105,21 @@ def infer_rule(
     *,
     preset: str | None = None,
 ) -> Rule:
-    """Infer the rule for the metric called ``name``; see :func:`match_rule`."""
+    """Infer the rule for the metric called ``name``, ignoring case.
+
+    The first of these that finds something decides: the name is a key; a whole word of the name
+    is a key, or one of the names of our field; a key is a part of the name, as in MMCV.
+
+    Args:
+        name: The metric's name as it stands in the results, such as ``"coco/bbox_mAP_50"``.
+        greater_keys: Keys of metrics that improve upwards; they replace the default ones.
+        less_keys: Keys of metrics that improve downwards; they replace the default ones.
+        preset: Add the keys of a project: ``"mmpose"``, say.
+
+    Raises:
+        RuleInferenceError: If nothing decides, or both directions are found.
+        ValueError: If there is no such preset.
+    """
     return match_rule(name, greater_keys, less_keys, preset=preset)[0]
 
 

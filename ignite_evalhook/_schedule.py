@@ -131,7 +131,7 @@ class Schedule:
 
     @property
     def before_training(self) -> bool:
-        """Tell whether step 0 is due: ``start`` is 0, or 0 is in the list of steps."""
+        """Tell whether step 0 is due, by ``start=0`` or by a 0 in the list of steps."""
         listed = isinstance(self.interval, tuple) and self.interval[0] == 0
         return self.start == 0 or (self.start is None and listed)
 

@@ -331,6 +331,7 @@ class Session:
             trainer.terminate()
         elif self.watchers.exhausted and own_state:
             logger.info("%s: early stopping had ended this run; it ends again", self.name)
+            trainer.state.epoch = self.position().epoch  # Ignite loads the one before a part
             trainer.terminate()
 
     def _wind_up(self) -> None:

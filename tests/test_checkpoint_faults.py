@@ -174,6 +174,43 @@ def test_a_full_disk_at_any_step_keeps_the_old_best_and_the_next_evaluation_work
     assert n > 20
 
 
+def test_a_full_disk_at_the_very_first_best_leaves_nothing_and_may_be_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for n in itertools.count():
+        folder, full = tmp_path / str(n), Disk(n, stays_full=False)
+        model = counter()
+        checkpoint = BestCheckpoint({"model": model}, folder, alias="link")
+        hook, trainer = scripted([0.5, 0.5], model=model, checkpoint=checkpoint, interval=None)
+        hook.attach(trainer)
+
+        def evaluate(
+            engine: Engine, folder: Path = folder, full: Disk = full, hook: EvalHook = hook
+        ) -> None:
+            full.is_on = True
+            try:
+                hook.evaluate()
+            except CheckpointError:
+                full.is_on = False
+                assert hook.best is None
+                assert len(hook.history) == 0
+                left = {name: data for name, data in disk(folder).items() if data != b""}
+                assert left == {} or full.calls[full.n] == "unlink"
+                hook.evaluate()
+            full.is_on = False
+
+        trainer.add_event_handler(Events.EPOCH_COMPLETED, evaluate)
+        with monkeypatch.context() as patch:
+            full.patch(patch)
+            trainer.run([0], max_epochs=1)
+        assert find_best(folder) == hook.best
+        assert best_files(folder) == ["best.pt", "best_model_1_acc=0.5.pt"]
+        assert len((folder / "history.jsonl").read_text().splitlines()) == 1
+        if not full.was_hit:
+            break
+    assert n > 10
+
+
 posix = pytest.mark.skipif(not hasattr(os, "fork"), reason="fork")
 
 

@@ -725,7 +725,7 @@ def test_a_hook_may_be_detached_in_any_handler(event: Any, by_epoch: bool) -> No
 )
 def test_a_hook_detached_by_an_earlier_handler_of_the_same_firing_does_nothing(event: Any) -> None:
     trainer, hook = make_trainer(), make_hook(start=0, interval=1, by_epoch=False, at_end=True)
-    trainer.add_event_handler(event(once=1), hook.detach)
+    trainer.add_event_handler(event, hook.detach)
     hook.attach(trainer)
     run(trainer, epochs=1)
     expected = {Events.STARTED: [], Events.COMPLETED: [0, 1, 2, 3, 4]}
@@ -779,13 +779,17 @@ def test_reset_forgets_history_and_best_and_touches_no_file(tmp_path: Path) -> N
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == files
 
 
-def test_after_reset_a_hook_starts_anew_in_the_middle_of_a_run() -> None:
-    trainer, hook = make_trainer(), make_hook([0.1, 0.5, 0.3])
-    hook.attach(trainer)
+def test_after_reset_a_hook_starts_anew_in_the_middle_of_a_run(tmp_path: Path) -> None:
+    trainer, model = make_trainer(), nn.Linear(1, 1)
+    hook = make_hook([0.1, 0.5, 0.3], out_dir=tmp_path, model=model).attach(trainer)
+    first = hook.state_dict()["run_id"]
     trainer.add_event_handler(Events.EPOCH_STARTED(once=2), hook.reset)
     run(trainer)
     assert iterations(hook) == [8, 12]
     assert [record.is_best for record in hook.history] == [True, True]
+    # What came before belongs to another history, and is put aside with it.
+    assert History.read(tmp_path / "history.jsonl") == hook.history
+    assert len(History.read(tmp_path / "earlier" / first / "history.jsonl")) == 1
 
 
 def test_after_a_run_the_hook_can_be_asked_for_its_state_and_its_words() -> None:

