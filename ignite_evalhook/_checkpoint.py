@@ -337,6 +337,8 @@ class BestCheckpoint(Checkpoint):
             raise ValueError(f"on_save_error must be one of {ON_SAVE_ERROR}, got {on_save_error!r}")
         if async_save:
             raise ValueError("async_save=True is not available in this version; leave it out")
+        if rule is not None and score_name is None:
+            raise ValueError("rule= belongs to score_name=; a hook has a rule= of its own")
         check_n_saved(n_saved)
         check_pattern(filename_pattern)
         where = out_dir if isinstance(out_dir, BaseSaveHandler) else open_storage(out_dir)

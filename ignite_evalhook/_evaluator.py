@@ -467,13 +467,14 @@ def is_running(engine: Engine) -> bool:
 @contextmanager
 def _state_kept(evaluator: Engine) -> Iterator[None]:
     state = evaluator.state
-    kept = (state.output, state.batch, dict(state.metrics))
+    kept = (state.epoch, state.iteration, state.output, state.batch)
+    metrics = dict(state.metrics)
     try:
         yield
     finally:
-        state.output, state.batch = kept[:2]
+        state.epoch, state.iteration, state.output, state.batch = kept
         state.metrics.clear()
-        state.metrics.update(kept[2])
+        state.metrics.update(metrics)
 
 
 def probe(evaluator: Engine, batch: Any, *, compute: bool) -> dict[str, Any]:
@@ -492,6 +493,7 @@ def probe(evaluator: Engine, batch: Any, *, compute: bool) -> dict[str, Any]:
     handlers = _metric_handlers(evaluator)
     with _state_kept(evaluator):
         evaluator.state.metrics.clear()
+        evaluator.state.epoch = evaluator.state.iteration = 1  # as for a run's first batch
         evaluator.state.batch = batch
         output, loss = split_val_loss(evaluator._process_function(evaluator, batch))
         if loss is not None:

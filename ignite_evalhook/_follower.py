@@ -92,10 +92,10 @@ class Follower:
         self._position: Callable[[Engine], Position] | None = None
         self.run_id = ""
         self.targets: tuple[Target, ...] = ()
-        if checkpoint is not None:
-            checkpoint.take(name)
         if AUTO not in self.wanted:
             self.targets = tuple(make_target(metric, n) for metric, n in self.wanted.items())
+        if checkpoint is not None:
+            checkpoint.take(name)
 
     @property
     def where(self) -> Storage | BaseSaveHandler | None:

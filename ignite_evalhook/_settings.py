@@ -124,6 +124,8 @@ def where_files_go(
     if checkpoint is not None:
         if out_dir not in (None, False):
             raise ValueError("out_dir= and checkpoint= both say where files go; pass one")
+        if save_best is None:
+            raise ValueError("checkpoint= needs save_best='…', which says what is best")
         return checkpoint.saver.target
     if out_dir is None or out_dir is False:
         if save_best is not None and out_dir is None:

@@ -599,6 +599,7 @@ def test_a_named_hooks_pattern_must_tell_its_files_from_those_of_others(tmp_path
         ({"n_saved": 0}, ValueError, "n_saved must be a positive integer or None"),
         ({"score_name": "strangeness"}, RuleInferenceError, "strangeness"),
         ({"score_name": "acc", "rule": "max"}, ValueError, "rule must be 'greater' or 'less'"),
+        ({"rule": "less"}, ValueError, "rule= belongs to score_name="),
     ],
 )
 def test_a_wrong_option_is_refused_at_construction(
@@ -620,6 +621,8 @@ def test_one_checkpoint_belongs_to_one_hook(tmp_path: Path) -> None:
     ("options", "error", "words"),
     [
         ({"to_save": {"model": counter()}}, ValueError, "to_save= belongs into the BestCheckpoint"),
+        ({"n_saved": 3}, ValueError, "n_saved= belongs into the BestCheckpoint"),
+        ({"save_best": None}, ValueError, "checkpoint= needs save_best='…', which says what is"),
         ({"checkpoint": Checkpoint({"model": counter()}, lambda c, f: None)}, TypeError,
          r"checkpoint must be a BestCheckpoint, got Checkpoint.*EvalEvents\.NEW_BEST"),
     ],
@@ -630,6 +633,24 @@ def test_a_checkpoint_that_does_not_fit_the_hook_is_refused(
     options = {"checkpoint": best_checkpoint(counter(), tmp_path), **options}
     with pytest.raises(error, match=words):
         scripted([], **options)
+
+
+def test_a_mistake_at_construction_leaves_the_checkpoint_free_for_the_next_try(
+    tmp_path: Path,
+) -> None:
+    model = counter()
+    checkpoint = best_checkpoint(model, tmp_path)
+    with pytest.raises(RuleInferenceError):
+        scripted([], model=model, checkpoint=checkpoint, save_best="strangeness")
+    run([0.5], model=model, checkpoint=checkpoint)
+    assert best_files(tmp_path) == ["best_model_1_acc=0.5.pt"]
+
+
+def test_the_checkpoint_says_how_many_files_to_keep(tmp_path: Path) -> None:
+    followed(tmp_path, [0.5, 0.7, 0.6], n_saved=2)
+    assert best_files(tmp_path) == ["best_model_2_acc=0.7.pt", "best_model_3_acc=0.6.pt"]
+    followed(tmp_path / "all", [0.5, 0.7, 0.6], n_saved=None)
+    assert len(best_files(tmp_path / "all")) == 3
 
 
 def test_out_dir_and_checkpoint_cannot_both_say_where_files_go(tmp_path: Path) -> None:

@@ -18,10 +18,10 @@ from typing import Any
 import numpy
 import pytest
 import torch
-from helpers.resume_runs import Bomb, Killed, Run, Setup, outcome, plain
 from ignite.engine import Engine
 from torch import nn
 
+from helpers.resume_runs import Bomb, Killed, Run, Setup, outcome, plain
 from ignite_evalhook import CheckpointError, History, StateError, load_best
 
 pytestmark = [
@@ -56,7 +56,7 @@ def in_a_child(action: Callable[[], object]) -> int:
         try:
             action()
             code = 0
-        except BaseException:
+        except BaseException:  # noqa: BLE001  # told, and then by the exit status
             traceback.print_exc()
         finally:  # the child must not go on with the tests of its parent
             os._exit(code)

@@ -625,6 +625,40 @@ def test_one_batch_is_looked_at_once_a_run_and_no_event_of_the_evaluator_is_fire
     assert run.fired.count("evaluator's ITERATION_STARTED") == 3
 
 
+def test_the_batch_looked_at_is_the_first_of_a_pass_also_after_earlier_ones(tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+
+    def step(engine: Engine, batch: Any) -> None:
+        seen.append((engine.state.epoch, engine.state.iteration))
+
+    run = Run(tmp_path, evaluator=Engine(step))
+    run.hook.evaluate(track=False)
+    run.go()
+    one_pass = [(1, 1), (1, 2), (1, 3)]
+    assert seen == [*one_pass, (1, 1), *one_pass, *one_pass]
+
+
+def test_a_model_that_has_moved_since_is_looked_at_where_it_is(tmp_path: Path) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(x.device.type)
+            return x
+
+    seen: list[str] = []
+    model = Model()
+    run = Run(
+        tmp_path, evaluator=create_evaluator(model), model=model, to_save={"m": nn.Identity()}
+    )
+    run.hook.evaluate(track=False)
+    model.to("meta")
+    run.go()
+    assert seen == ["cpu"] * 3 + ["meta"] * 7
+
+
 def test_metrics_start_the_first_evaluation_empty(tmp_path: Path) -> None:
     hook = passes(tmp_path, metrics={"group": Group()}, save_best="seen", rule="greater")
     assert [record.metrics["seen"] for record in hook.history] == [10, 10]

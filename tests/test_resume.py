@@ -6,17 +6,17 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers.resume_runs import EPOCH_LENGTH, Bomb, Killed, Run, Setup, outcome, plain
 from ignite.engine import Engine, Events
 from torch import nn
 
+from helpers.resume_runs import EPOCH_LENGTH, Bomb, Killed, Run, Setup, outcome, plain
 from ignite_evalhook import (
     BestCheckpoint,
     CheckpointError,
@@ -510,7 +510,9 @@ def test_of_an_abandoned_top_2_each_stays_until_two_files_are_as_good(tmp_path: 
     files: dict[int, list[str]] = {}
     run.hook.on(
         EvalEvents.EVAL_COMPLETED,
-        lambda record: files.update({record.epoch: [f[11] for f in listed(folder) if "_model" in f]}),
+        lambda record: files.update(
+            {record.epoch: [f[11] for f in listed(folder) if "_model" in f]}
+        ),
     )
     run.go()
     assert files[3] == ["2", "3", "8"]  # 2 is its own again; 8 stays
@@ -617,7 +619,11 @@ def test_a_fresh_run_keeps_the_alias_of_the_earlier_one_with_it(tmp_path: Path) 
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("history.jsonl", '{"loss": 1}\n{"loss": 2}\n'), ("best.json", '{"a": 1}'), ("best.json", "[]")],
+    [
+        ("history.jsonl", '{"loss": 1}\n{"loss": 2}\n'),
+        ("best.json", '{"a": 1}'),
+        ("best.json", "[]"),
+    ],
 )
 def test_somebody_else_s_file_under_a_name_of_ours_is_refused_and_left_alone(
     name: str, content: str, tmp_path: Path
@@ -975,7 +981,9 @@ def damaged(state: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yield a state with each of its parts missing, or of another kind."""
 
     def walk(part: Any, path: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
-        keys = part if isinstance(part, dict) else range(len(part)) if isinstance(part, list) else ()
+        keys = (
+            part if isinstance(part, dict) else range(len(part)) if isinstance(part, list) else ()
+        )
         for key in keys:
             yield (*path, key)
             yield from walk(part[key], (*path, key))
@@ -1062,9 +1070,7 @@ def test_a_run_taken_over_in_a_used_folder_adopts_nothing(tmp_path: Path) -> Non
 # Attached late ----------------------------------------------------------------------------------
 
 
-def late(
-    folder: Path, setup: Setup, event: Any, *, state: Mapping[str, Any] | None = None
-) -> Run:
+def late(folder: Path, setup: Setup, event: Any, *, state: Mapping[str, Any] | None = None) -> Run:
     """Attach the hook in a handler of ``event``."""
     run = Run(folder, replace(setup, saves="nothing"))
     run.hook.detach()

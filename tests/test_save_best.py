@@ -96,9 +96,7 @@ def test_save_best_is_a_name_or_names_or_names_with_how_many(
         ({"acc": True}, ValueError, "n_saved must be a positive integer"),
     ],
 )
-def test_any_other_form_is_refused_at_construction(
-    save_best: Any, error: Any, words: str
-) -> None:
+def test_any_other_form_is_refused_at_construction(save_best: Any, error: Any, words: str) -> None:
     with pytest.raises(error, match=words):
         scripted([], save_best=save_best)
 
