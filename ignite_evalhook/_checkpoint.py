@@ -215,7 +215,7 @@ class BestFiles:
         now = self.sidecar.with_entries(target, [*before, added])
         then = self.sidecar.with_entries(target, before)
         try:
-            self._write_back(then)
+            self._write_back(then, added.file)
         except CheckpointError as error:
             logger.warning("%s stays, since it cannot be taken back: %s", added.file, error)
             stays = [*before, replace(added, abandoned=True)]
@@ -233,16 +233,17 @@ class BestFiles:
         sha256 = None if self.storage is None else self.storage.sha256(entry.file)
         return replace(entry, sha256=sha256)
 
-    def _write_back(self, before: Sidecar) -> None:
-        if self.storage is None:
+    def _write_back(self, then: Sidecar, added: str) -> None:
+        """Write ``then``, if the account on disk names the file ``added`` and should not."""
+        if self.storage is None or added in then.files():
             return
-        text = before.to_json() if before.files() else None
-        if self.storage.read_text(self.sidecar_name) == text:
+        text = self.storage.read_text(self.sidecar_name)
+        if text is None or added not in Sidecar.from_json(text).files():
             return
-        if text is None:
-            self.storage.remove(self.sidecar_name)
+        if then.files():
+            self.storage.write_text(self.sidecar_name, then.to_json())
         else:
-            self.storage.write_text(self.sidecar_name, text)
+            self.storage.remove(self.sidecar_name)
 
     def _point_aliases(self, before: Sidecar, after: Sidecar) -> None:
         if self.storage is None or self.alias is None:
@@ -460,18 +461,16 @@ class BestCheckpoint(Checkpoint):
         self.saver.begin()
         self.saver.before_writing = files.unseal
         self._before = (list(self._saved), files.sidecar.of(self.target.metric))
+        self._entry = entry = Kept(score, position.epoch, position.iteration, filename)
         try:
             super().__call__(engine)
             if self.saver.written is None:
                 return
-            self._entry = Kept(
-                score, position.epoch, position.iteration, filename, self.saver.sha256
-            )
-            gone = files.commit(self.target, self._entry, self.saver.dropped)
+            self._entry = entry = replace(entry, sha256=self.saver.sha256)
+            gone = files.commit(self.target, entry, self.saver.dropped)
             self.saver.dropped = sorted({*self.saver.dropped, *gone})
             self._order_ties()
         except BaseException:
-            self._entry = Kept(score, position.epoch, position.iteration, filename)
             self.undo()
             raise
         finally:

@@ -18,7 +18,7 @@ import torch
 from ignite.engine import Engine
 from torch import nn
 
-from ._evaluator import grad_mode, run_pass
+from ._engine import grad_mode, run_pass
 from ._loading import plan_batches
 from ._log import logger
 from ._quiet import quiet

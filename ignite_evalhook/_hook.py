@@ -34,6 +34,7 @@ from ._best import INIT_VALUE_MAP, KEEP_ALL, RULE_MAP, Best, Compare, Target
 from ._checkpoint import BestCheckpoint
 from ._distributed import require_one_process
 from ._early_stopping import SafeEarlyStopping, check_options
+from ._engine import handler_owners
 from ._evaluation import (
     ComputeMetrics,
     Context,
@@ -41,7 +42,6 @@ from ._evaluation import (
     method_of_dataset,
     parameters_of,
 )
-from ._evaluator import handler_owners
 from ._folder import RunFolder
 from ._follower import Follower
 from ._history import EvalRecord, History
@@ -141,6 +141,7 @@ class EvalHook:
         (open-mmlab/mmengine#1503).
     """
 
+    #: Rule to comparison of two scores; a subclass may override these four, as in MMCV.
     rule_map: ClassVar[Mapping[str, Compare]] = RULE_MAP
     init_value_map: ClassVar[Mapping[str, float]] = INIT_VALUE_MAP
     greater_keys: ClassVar[Sequence[str]] = DEFAULT_GREATER_KEYS

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ._engine import attached_metrics, grad_mode, has_unknown_handlers, probe
 from ._evaluation import Evaluation, to_number
-from ._evaluator import attached_metrics, grad_mode, has_unknown_handlers, probe
 from ._follower import Follower, missing_words
 from ._loading import plan_batches
 from ._plain import to_plain

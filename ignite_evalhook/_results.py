@@ -99,7 +99,7 @@ def rows(output: Any, count: int | None) -> list[Any]:
     if isinstance(output, Mapping):
         columns = {key: _column(value, count) for key, value in output.items()}
         return [{key: column[i] for key, column in columns.items()} for i in range(count)]
-    if isinstance(output, tuple):
+    if isinstance(output, tuple) and output:
         return list(zip(*(_column(value, count) for value in output), strict=True))
     return [to_host(output)] * count
 

@@ -19,8 +19,8 @@ from typing import Any
 from ignite.engine import Engine, EventEnum, Events
 
 from ._best import Target, as_score, describe_distance
+from ._engine import is_running
 from ._evaluation import Evaluation
-from ._evaluator import is_running
 from ._folder import RunFolder
 from ._follower import Follower
 from ._history import EvalRecord, History

@@ -39,6 +39,13 @@ class Dataset(TensorDataset):
 EVALUATING = DataLoader(Dataset(*DATASET.tensors), batch_size=2)
 
 
+class Indexed:
+    """Batches by number, the oldest way to be iterable."""
+
+    def __getitem__(self, index: int) -> Any:
+        return [DATASET[:2], DATASET[2:]][index]
+
+
 @contextmanager
 def swap() -> Any:
     yield
@@ -190,6 +197,11 @@ BAD: dict[str, list[Row]] = {
     "checkpoint": [
         ({"checkpoint": "runs"}, T, "checkpoint must be a BestCheckpoint, got str"),
         (
+            {"checkpoint": BestCheckpoint({"model": MODEL}, "runs")},
+            V,
+            "checkpoint= needs save_best='…', which says what is best",
+        ),
+        (
             {"checkpoint": lambda d: Checkpoint({"model": MODEL}, DiskSaver(d))},
             T,
             "got Checkpoint; attach any other Ignite Checkpoint to EvalEvents.NEW_BEST",
@@ -309,6 +321,7 @@ def test_a_hook_can_be_made_after_one_was_refused(tmp_path: Path) -> None:
 GOOD: list[dict[str, Any]] = [
     {},
     {"dataloader": [1, 2]},
+    {"dataloader": Indexed()},
     {"dataloader": None, "evaluator": lambda trainer: {}, "model": {"a": MODEL, "b": MODEL}},
     {"evaluator": Engine(print), "to_save": {"net": MODEL}},
     {"save_best": "zorp", "rule": "less", "out_dir": False},
@@ -330,6 +343,10 @@ GOOD: list[dict[str, Any]] = [
 @pytest.mark.parametrize("options", GOOD, ids=str)
 def test_what_makes_sense_is_taken(options: dict[str, Any], tmp_path: Path) -> None:
     assert len(hook(**options).history) == 0
+
+
+def test_batches_by_number_are_evaluated() -> None:
+    assert hook(Indexed()).evaluate().samples == 4
 
 
 def test_the_number_of_files_is_the_checkpoints_own(tmp_path: Path) -> None:

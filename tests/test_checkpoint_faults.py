@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import errno
 import itertools
+import math
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from ignite.engine import Engine, Events
 from ignite.handlers import DiskSaver
 from ignite.handlers.checkpoint import CheckpointEvents
@@ -263,6 +267,102 @@ def end_at_call(n: int, hook: EvalHook, trainer: Engine, monkeypatch: pytest.Mon
         trainer.run([0], max_epochs=2)
     finally:
         exit_now(0 if len(hook.history) == 2 else 1)
+
+
+# ------------------------------------------------------------------------------------------- law
+
+
+class Faults:
+    """Lets the ``n``-th write since :meth:`arm` fail, and perhaps every later one."""
+
+    def __init__(self) -> None:
+        self.arm(None)
+
+    def arm(self, fault: tuple[int, bool] | None) -> None:
+        self.fault, self.writes = fault, 0
+
+    def __enter__(self) -> Faults:
+        self.real = LocalStorage.write, LocalStorage.append_line
+        LocalStorage.write = self._wrapped(LocalStorage.write)  # type: ignore[method-assign]
+        LocalStorage.append_line = self._wrapped(  # type: ignore[method-assign]
+            LocalStorage.append_line
+        )
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        LocalStorage.write, LocalStorage.append_line = self.real  # type: ignore[method-assign]
+
+    def _wrapped(self, real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(storage: LocalStorage, name: str, what: Any) -> Any:
+            self.writes += 1
+            if self.fault is not None:
+                n, stays_full = self.fault
+                if self.writes == n or (stays_full and self.writes > n):
+                    raise CheckpointError(errno.ENOSPC, f"could not write {name}: disk full")
+            return real(storage, name, what)
+
+        return call
+
+
+values = st.sampled_from([0.0, 0.1, 0.2, 0.3, -0.5, math.nan])
+faults = st.none() | st.tuples(st.integers(1, 7), st.booleans())
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(values, values, faults), min_size=1, max_size=6),
+    st.fixed_dictionaries({"acc": st.integers(1, 2)}, optional={"loss": st.integers(1, 3)}),
+    st.sampled_from([None, "copy", "link"]),
+)
+@example(
+    [(0.1, 0, None), (0.2, 0, (3, True)), (0.3, 0, (1, True)), (0.0, 0, None)], {"acc": 2}, None
+)
+def test_law_whatever_fails_and_when_memory_is_the_top_k_and_every_listed_file_is_whole(
+    plan: list[tuple[float, float, tuple[int, bool] | None]],
+    save_best: dict[str, int],
+    alias: str | None,
+) -> None:
+    said = [{"acc": acc, "loss": loss} for acc, loss, _ in plan]
+    model = counter()
+    with tempfile.TemporaryDirectory() as name, Faults() as disk_faults:
+        folder = Path(name)
+        checkpoint = BestCheckpoint({"model": model}, folder, alias=alias)
+        hook, trainer = scripted(
+            said, model=model, checkpoint=checkpoint, save_best=save_best, interval=None
+        )
+        hook.attach(trainer)
+
+        @trainer.on(Events.EPOCH_COMPLETED)
+        def evaluate(engine: Engine) -> None:
+            before = memory(hook, checkpoint)
+            disk_faults.arm(plan[engine.state.epoch - 1][2])
+            try:
+                hook.evaluate()
+            except CheckpointError:
+                assert memory(hook, checkpoint) == before
+            disk_faults.arm(None)
+            for metric, k in save_best.items():
+                sign = 1 if metric == "acc" else -1
+                scored = [(-sign * r.metrics[metric], r.iteration) for r in hook.history]
+                top = sorted(pair for pair in scored if math.isfinite(pair[0]))[:k]
+                assert [best.iteration for best in hook.bests[metric]] == [n for _, n in top]
+            check_listed_files(folder, hook)
+
+        trainer.run([0], max_epochs=len(plan))
+
+
+def check_listed_files(folder: Path, hook: EvalHook) -> None:
+    """Check that what ``best.json`` lists is whole, and at least as good as memory says."""
+    if not (folder / "best.json").exists():
+        assert hook.best is None
+        return
+    for metric, part in best_json(folder)["kept"].items():
+        for entry in part["files"]:
+            assert step_in(folder / entry["file"]) == entry["iteration"]
+        sign = 1 if part["rule"] == "greater" else -1
+        if hook.bests[metric]:
+            assert sign * part["files"][0]["score"] >= sign * hook.bests[metric][0].score
+            load_best(folder, {"model": counter()}, metric=metric)
 
 
 # ---------------------------------------------------------------------------------- other mishaps

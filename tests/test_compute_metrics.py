@@ -391,6 +391,14 @@ def test_a_logger_is_passed_where_it_is_named_and_none_is_given() -> None:
     assert dataset.calls[0][1]["logger"] is logging.getLogger("ignite_evalhook")
 
 
+def test_a_logger_may_be_asked_for_without_a_default() -> None:
+    def compute(results: list[Any], *, logger: logging.Logger) -> dict[str, float]:
+        return {"level": logger.level}
+
+    hook = EvalHook(DataLoader(Numbers()), evaluator_of(identity()), compute_metrics=compute)
+    assert hook.evaluate().metrics == {"level": logging.getLogger("ignite_evalhook").level}
+
+
 def test_a_logger_of_the_users_own_is_passed_on() -> None:
     dataset = Evaluated()
     EvalHook(DataLoader(dataset), evaluator_of(identity()), logger="mine").evaluate()
@@ -562,6 +570,7 @@ VALUES: list[tuple[Any, Any]] = [
     (None, None),
     ([1, "a", None], [1.0, "a", None]),
     ({"inner": torch.tensor(2.0)}, {"inner": 2.0}),
+    (1j, "1j"),
 ]
 
 

@@ -664,6 +664,32 @@ def test_metrics_start_the_first_evaluation_empty(tmp_path: Path) -> None:
     assert [record.metrics["seen"] for record in hook.history] == [10, 10]
 
 
+def test_metrics_hold_nothing_of_the_batch_afterwards(tmp_path: Path) -> None:
+    group = Group()
+    run = Run(tmp_path, metrics={"group": group}, save_best="top2", rule="greater")
+    with pytest.raises(ValueError, match="no metric 'top2'"):
+        run.go()
+    assert group.seen == 0
+
+
+def test_metrics_are_computed_only_where_the_answer_depends_on_it(tmp_path: Path) -> None:
+    computed: list[int] = []
+
+    class Slow(Accuracy):
+        def compute(self) -> float:
+            computed.append(1)
+            return float(super().compute())
+
+    passes(
+        tmp_path,
+        metrics={"accuracy": Slow()},
+        derive={"mine": lambda metrics: 1.0},
+        save_best=["accuracy", "mine", "val_loss"],
+        rule={"mine": "greater"},
+    )
+    assert len(computed) == 2
+
+
 def test_data_workers_are_let_go_of(tmp_path: Path) -> None:
     started = loader(num_workers=1)
     run = Run(tmp_path, data=started, save_best="nothing", rule="greater")
@@ -723,8 +749,8 @@ def test_a_misspelled_metric_of_early_stopping_ends_the_first_evaluation_at_the_
     tmp_path: Path,
 ) -> None:
     run = Run(tmp_path, compute_metrics=lambda results: {"mIoU": 0.5})
-    run.hook.early_stopping(5, metric="miou")
-    with pytest.raises(EvaluationError, match=r"no metric 'miou' .*did you mean 'mIoU'\?"):
+    run.hook.early_stopping(5, metric="MIOU")
+    with pytest.raises(EvaluationError, match=r"no metric 'MIOU' .*did you mean 'mIoU'\?"):
         run.go()
     assert len(run.hook.history) == 0
 

@@ -54,6 +54,8 @@ SPLITS: list[tuple[str, Any, int | None, list[Any]]] = [
     ("mapping", {"a": T([1, 2]), "b": ["x", "y"]}, 2, [{"a": 1, "b": "x"}, {"a": 2, "b": "y"}]),
     ("ordered mapping", OrderedDict(a=T([1, 2])), 2, [{"a": 1}, {"a": 2}]),
     ("empty mapping", {}, 2, [{}, {}]),
+    ("empty tuple", (), 2, [(), ()]),
+    ("empty tuple inside", (T([1, 2]), ()), 2, [(1, ()), (2, ())]),
     ("None", None, 2, [None, None]),
     ("string", "same", 2, ["same", "same"]),
     ("number", 0.5, 2, [0.5, 0.5]),

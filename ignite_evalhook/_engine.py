@@ -1,0 +1,309 @@
+"""Run an engine once over some batches, and look inside it.
+
+:func:`run_pass` runs any engine from a clean state: it takes the validation loss off the outputs
+before a metric sees them, completes the metrics before the engine fires ``COMPLETED``, and insists
+that every batch was seen.  When to evaluate, and what follows, is decided elsewhere.
+
+Private names of Ignite are used in this file only, and only these:
+``Engine._process_function`` (a validation loss can be taken off a ready engine's output only
+around it), ``_internal_run_generator``, ``_dataloader_iter``, ``_init_iter`` (a run that raised
+leaves them behind, and the next one would do nothing), ``_event_handlers`` (to list metrics) and
+``_fire_event`` (to skip events that nobody listens to).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from ignite.metrics import Metric
+
+from ._loading import Batches
+from ._val_loss import LossMeter, count_samples, split_val_loss
+from .exceptions import EvaluationError
+
+__all__: list[str] = []
+
+
+def grad_mode(evaluator: Engine) -> AbstractContextManager[Any]:
+    """Return the context that switches gradients off for an evaluation."""
+    if getattr(evaluator, "inference_mode", False) is True:
+        return torch.inference_mode()
+    return torch.no_grad()
+
+
+Collect = Callable[[Any, "int | None"], None]
+Complete = Callable[[dict[str, Any]], None]
+
+
+def run_pass(
+    evaluator: Engine,
+    batches: Batches,
+    *,
+    collect: Collect | None = None,
+    complete: Complete | None = None,
+    answer_only: bool = False,
+) -> int | None:
+    """Run ``evaluator`` over ``batches`` once, from a clean state.
+
+    Args:
+        evaluator: Any engine; run as ``Engine.run``, whatever its own ``run`` does.
+        batches: One pass over the data.
+        collect: Called with each output, without its loss, and its number of samples.
+        complete: Called with ``state.metrics`` when Ignite's metrics and the validation loss
+            are in it, and before the engine fires ``COMPLETED``.
+        answer_only: Do not fire ``COMPLETED``: who listens there acts on the result.
+
+    Returns:
+        The number of samples, ``None`` if an output does not tell.
+
+    Raises:
+        EvaluationError: If a handler or a swallowed exception cut the run short, or the engine
+            is in the middle of a run.
+    """
+    if getattr(evaluator._internal_run_generator, "gi_running", False):
+        raise EvaluationError(
+            "the evaluator is running already: one of its own handlers asked for an evaluation by "
+            "it; ask after it has ended, in a handler of EvalEvents.EVAL_COMPLETED"
+        )
+    meter = LossMeter()
+    samples: int | None = 0
+    process = evaluator._process_function
+    swallowed: list[BaseException] = []
+    done = False
+
+    def tapped(engine: Engine, batch: Any) -> Any:
+        nonlocal samples
+        batches.seen += 1
+        output, loss = split_val_loss(process(engine, batch))
+        count = count_samples(output, batch)
+        if loss is not None:
+            meter.update(loss, count)
+        if samples is not None:
+            samples = None if count is None else samples + count
+        if collect is not None:
+            collect(output, count)
+        return output
+
+    def finish(engine: Engine) -> None:
+        # Added at the very end of the list of handlers that is being fired, so that metrics
+        # attached later than the hook, even at STARTED, have computed by now.
+        engine.add_event_handler(Events.EPOCH_COMPLETED, finish_last)
+
+    def finish_last(engine: Engine) -> None:
+        nonlocal done
+        engine.remove_event_handler(finish_last, Events.EPOCH_COMPLETED)
+        _check_complete(batches, swallowed)
+        metrics = engine.state.metrics
+        _add_losses(metrics, meter)
+        if complete is not None:
+            complete(metrics)
+        done = True
+        if answer_only:
+            engine.terminate(skip_completed=True)
+
+    def reraise(engine: Engine, error: BaseException) -> None:
+        # Comes after the user's handlers: one that does not raise again would hide the error.
+        swallowed.append(error)
+        raise error
+
+    reset(evaluator)
+    evaluator._process_function = tapped
+    try:
+        with (
+            _unfilmed(evaluator),
+            evaluator.add_event_handler(Events.EPOCH_COMPLETED, finish),
+            evaluator.add_event_handler(Events.EXCEPTION_RAISED, reraise),
+        ):
+            state = Engine.run(evaluator, batches, max_epochs=1, epoch_length=batches.length)
+    finally:
+        evaluator._process_function = process
+        if evaluator.has_event_handler(finish_last, Events.EPOCH_COMPLETED):
+            evaluator.remove_event_handler(finish_last, Events.EPOCH_COMPLETED)
+        batches.close()
+        complete = None  # finish_last() refers to itself; that must not keep predictions alive
+        if not done:
+            reset(evaluator)
+    _check_complete(batches, swallowed)
+    if state is None or not done:
+        raise EvaluationError("the evaluator stopped before its metrics were complete")
+    return samples
+
+
+@contextmanager
+def _unfilmed(engine: Engine) -> Iterator[None]:
+    """Skip events that nobody listens to.
+
+    Ignite formats a debug message for each, also with debugging off: more than half of what its
+    loop costs a batch.  With debugging on, or in a class with its own way, nothing changes.
+    """
+    fire = engine._fire_event
+    debugging = engine.logger.isEnabledFor(logging.DEBUG)
+    if debugging or type(engine)._fire_event is not Engine._fire_event:
+        yield
+        return
+    handlers = engine._event_handlers
+
+    def fire_if_heard(event_name: Any, *args: Any, **kwargs: Any) -> None:
+        if handlers.get(event_name):
+            fire(event_name, *args, **kwargs)
+        else:
+            engine.last_event_name = event_name
+
+    engine._fire_event = fire_if_heard  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del engine._fire_event
+
+
+def reset(evaluator: Engine) -> None:
+    """Forget what an earlier run, finished or broken, has left in the engine."""
+    state = evaluator.state
+    for name in ("max_epochs", "max_iters", "epoch_length"):
+        if hasattr(state, name):
+            setattr(state, name, None)
+    state.iteration = state.epoch = 0
+    state.metrics.clear()
+    if evaluator._internal_run_generator is not None:
+        evaluator._internal_run_generator.close()
+    evaluator._internal_run_generator = None
+    evaluator._dataloader_iter = None
+    evaluator._init_iter = None
+    evaluator.should_terminate = evaluator.should_terminate_single_epoch = False
+    evaluator.should_interrupt = False
+
+
+def _check_complete(batches: Batches, swallowed: list[BaseException]) -> None:
+    if swallowed:
+        raise swallowed[0]
+    if not batches.exhausted:
+        expected = "" if batches.length is None else f" of {batches.length}"
+        raise EvaluationError(
+            f"the evaluation was cut short after {batches.seen}{expected} batches, so it has no "
+            "score; a handler of the evaluator called terminate() or interrupt()"
+        )
+
+
+def _add_losses(metrics: dict[str, Any], meter: LossMeter) -> None:
+    for name, value in meter.compute().items():
+        if name in metrics:
+            raise EvaluationError(
+                f"the model's validation loss has an entry {name!r}, and so have the evaluator's "
+                "metrics; rename one of them"
+            )
+        metrics[name] = value
+
+
+def attached_metrics(evaluator: Engine) -> dict[str, Metric]:
+    """Return the Ignite metrics attached to an engine by name, in order of attaching."""
+    found: dict[str, Metric] = {}
+    for handlers in list(evaluator._event_handlers.values()):
+        for handler, args, _ in handlers:
+            owner = getattr(handler, "__self__", None)
+            if isinstance(owner, Metric) and getattr(handler, "__name__", "") == "completed":
+                found[args[-1]] = owner
+    return found
+
+
+def _metric_handlers(
+    evaluator: Engine,
+) -> list[tuple[Metric, Callable[..., None], tuple[Any, ...]]]:
+    """Return the handlers of metrics up to the end of an iteration, as a run would call them.
+
+    A metric made of others is updated through their handlers, not through its own.
+    """
+    events = (Events.STARTED, Events.EPOCH_STARTED, Events.ITERATION_STARTED,
+              Events.ITERATION_COMPLETED)  # fmt: skip
+    return [
+        (handler.__self__, handler, args)
+        for event in events
+        for handler, args, _ in evaluator._event_handlers.get(event, ())
+        if isinstance(getattr(handler, "__self__", None), Metric)
+    ]
+
+
+def has_unknown_handlers(evaluator: Engine) -> bool:
+    """Return whether handlers that are neither Ignite's nor ours might add metrics."""
+    for event in (Events.STARTED, Events.EPOCH_STARTED, Events.ITERATION_COMPLETED,
+                  Events.EPOCH_COMPLETED):  # fmt: skip
+        for handler, _, _ in evaluator._event_handlers.get(event, ()):
+            owner = getattr(handler, "__self__", None)
+            module = type(owner).__module__ if owner is not None else handler.__module__
+            known = isinstance(owner, Metric) or module.split(".")[0] == "ignite"
+            if not known:
+                return True
+    return False
+
+
+def handler_owners(engine: Engine) -> list[object]:
+    """Return the distinct objects whose methods are handlers of an engine."""
+    owners = (
+        getattr(handler, "__self__", None)
+        for handlers in engine._event_handlers.values()
+        for handler, _, _ in handlers
+    )
+    return list({id(owner): owner for owner in owners if owner is not None}.values())
+
+
+def is_running(engine: Engine) -> bool:
+    """Return whether an engine is in the middle of a run, interrupted or not."""
+    run = engine._internal_run_generator
+    return run is not None and getattr(run, "gi_frame", None) is not None
+
+
+@contextmanager
+def _state_kept(evaluator: Engine) -> Iterator[None]:
+    state = evaluator.state
+    kept = (state.epoch, state.iteration, state.output, state.batch)
+    metrics = dict(state.metrics)
+    try:
+        yield
+    finally:
+        state.epoch, state.iteration, state.output, state.batch = kept
+        state.metrics.clear()
+        state.metrics.update(metrics)
+
+
+def probe(evaluator: Engine, batch: Any, *, compute: bool) -> dict[str, Any]:
+    """Put one batch through the process function and the metrics, firing no event.
+
+    Args:
+        evaluator: The engine.  Its metrics are reset, the rest of its state is kept.
+        batch: One batch of the evaluation data.
+        compute: Compute the metrics as well.  What one batch is too little for is ``None``.
+
+    Returns:
+        The validation loss and, if asked for, the metrics of this one batch.
+    """
+    meter = LossMeter()
+    metrics = attached_metrics(evaluator)
+    handlers = _metric_handlers(evaluator)
+    with _state_kept(evaluator):
+        evaluator.state.metrics.clear()
+        evaluator.state.epoch = evaluator.state.iteration = 1  # as for a run's first batch
+        evaluator.state.batch = batch
+        output, loss = split_val_loss(evaluator._process_function(evaluator, batch))
+        if loss is not None:
+            meter.update(loss, count_samples(output, batch))
+        evaluator.state.output = output
+        try:
+            for _, handler, args in handlers:
+                if handler.__name__ != "completed":
+                    handler(evaluator, *args[1:])
+            if compute:
+                for name, metric in metrics.items():
+                    try:
+                        metric.completed(evaluator, name)
+                    except Exception:  # noqa: BLE001  # one batch may be too little; time will tell
+                        evaluator.state.metrics[name] = None
+        finally:
+            for metric, _, _ in handlers:
+                metric.reset()
+        found = dict(evaluator.state.metrics)
+        _add_losses(found, meter)
+    return found
