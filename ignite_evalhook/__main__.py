@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from ._checkpoint import suffix
+from ._best_files import suffix
 from ._history import EvalRecord, History, parse_lines
 from ._load_best import find_best
 from ._storage import open_storage

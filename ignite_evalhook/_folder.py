@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ._best import legal
-from ._checkpoint import BestFiles, sidecar_name, suffix
+from ._best_files import BestFiles, sidecar_name, suffix
 from ._history import EvalRecord, History, parse_lines
 from ._load_best import read_checkpoint
 from ._lock import FolderLock

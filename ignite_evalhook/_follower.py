@@ -18,7 +18,8 @@ from ignite.handlers.checkpoint import BaseSaveHandler
 
 from ._arguments import AUTO
 from ._best import Best, Target, as_score
-from ._checkpoint import BestCheckpoint, BestFiles, as_best, as_live, sidecar_name
+from ._best_files import BestFiles, as_best, as_live, sidecar_name
+from ._checkpoint import BestCheckpoint
 from ._load_best import read_sidecar
 from ._log import logger
 from ._moment import Position

@@ -17,7 +17,7 @@ from ignite.engine import Engine, Events
 from ignite.handlers import Checkpoint
 from torch import nn
 
-from ._checkpoint import DeferredSaver
+from ._best_files import DeferredSaver
 from ._evaluator import unwrap
 from ._load_best import load_objects, read_checkpoint
 from ._storage import Storage

@@ -12,7 +12,7 @@ from ignite.handlers import Checkpoint
 from torch import nn
 
 from ._best import Best
-from ._checkpoint import as_best, sidecar_name
+from ._best_files import as_best, sidecar_name
 from ._sidecar import Kept, Sidecar, is_foreign
 from ._storage import Storage, open_storage
 from .exceptions import CheckpointError

@@ -1,0 +1,296 @@
+"""Account for the best files in a folder: ``best.json`` and the stable names.
+
+A new file is written beside the old one, made durable and put in place; then the account; only
+then is the old file removed.  When anything fails, files and memory are as they were.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from ignite.handlers.checkpoint import BaseSaveHandler
+
+from ._best import Best, Target, legal, legal_names
+from ._log import logger
+from ._plain import to_plain
+from ._sidecar import Kept, Sidecar
+from ._storage import Storage
+from ._storage_base import failure
+from .exceptions import CheckpointError
+
+__all__: list[str] = []
+
+
+class DeferredSaver(BaseSaveHandler):
+    """A save handler whose ``remove`` waits until the new file is accounted for.
+
+    Ignite's ``Checkpoint`` removes the old file before it writes the new one.  Here removing is
+    only noted, and done by :meth:`remove_dropped` when it is safe.
+    """
+
+    def __init__(self, target: Storage | BaseSaveHandler) -> None:
+        self.target = target
+        self.written: str | None = None
+        self.sha256: str | None = None
+        self.dropped: list[str] = []
+        self.before_writing: Callable[[str], object] = lambda filename: None
+
+    def begin(self) -> None:
+        """Forget the previous save."""
+        self.written = self.sha256 = None
+        self.dropped = []
+
+    def __call__(
+        self,
+        checkpoint: Mapping[str, Any],
+        filename: str,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write ``checkpoint`` so that it is complete and durable, or not there at all.
+
+        Raises:
+            CheckpointError: If it fails, whatever the cause.
+        """
+        if isinstance(self.target, BaseSaveHandler):
+            self._hand_over(self.target, checkpoint, filename, metadata)
+            self.written = filename
+        else:
+            self.before_writing(filename)
+            self.written = filename  # also when only the very last step of writing fails
+            self.sha256 = self.target.write(filename, saver(checkpoint, "to_save"))
+
+    def _hand_over(
+        self,
+        target: BaseSaveHandler,
+        checkpoint: Mapping[str, Any],
+        filename: str,
+        metadata: Mapping[str, Any] | None,
+    ) -> None:
+        arguments: tuple[Any, ...] = (to_plain(checkpoint, "to_save"), filename, metadata)
+        try:
+            # Ignite finds out whether a handler takes metadata by calling it again after any
+            # TypeError, which hides those that have another cause.
+            try:
+                inspect.signature(target).bind(*arguments)
+            except TypeError:
+                arguments = arguments[:2]
+            target(*arguments)
+        except Exception as error:
+            raise failure(f"{type(target).__name__} could not save {filename}", error) from error
+
+    def remove(self, filename: str) -> None:
+        """Note that ``filename`` is not needed any more."""
+        self.dropped.append(filename)
+
+    def remove_dropped(self, keep: set[str]) -> None:
+        """Remove what was noted, except ``keep`` and the file just written."""
+        for filename in self.dropped:
+            if filename != self.written and filename not in keep:
+                self.discard(filename)
+        self.dropped = []
+
+    def discard(self, filename: str) -> None:
+        """Remove one file; a missing one is fine, and one that stays harms nobody."""
+        try:
+            self.target.remove(filename)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            logger.warning("%s is not needed any more, but stays: %s", filename, error)
+
+
+def saver(state: Any, where: str) -> Callable[[Any], None]:
+    """Return a function that writes ``state`` to a binary file as ``weights_only`` can read it."""
+
+    def save(file: Any) -> None:
+        torch.save(to_plain(state, where), file)
+
+    return save
+
+
+class BestFiles:
+    """The best files in one folder: its ``best.json`` and the stable names.
+
+    Args:
+        target: Where files go.
+        sidecar: What is kept now.
+        alias: ``"copy"`` or ``"link"`` for a stable name ``best.pt``; ``None`` for none.
+    """
+
+    def __init__(self, target: Storage | BaseSaveHandler, sidecar: Sidecar, alias: str | None):
+        self.storage = None if isinstance(target, BaseSaveHandler) else target
+        self.sidecar = sidecar
+        self.alias = alias
+
+    @property
+    def sidecar_name(self) -> str:
+        """Name of the file with the account: ``best.json``, or with the hook's name in it."""
+        return sidecar_name(self.sidecar.name)
+
+    def legal_name(self, metric: str) -> str:
+        """Return a metric's name for file names, different for each followed metric."""
+        return legal_names(target.metric for target in self.sidecar.targets)[metric]
+
+    def alias_name(self, metric: str) -> str:
+        """Return the stable name of a metric's best file."""
+        first = self.sidecar.targets[0].metric
+        part = "" if metric == first else f"_{self.legal_name(metric)}"
+        return f"best{suffix(self.sidecar.name)}{part}.pt"
+
+    def commit(self, target: Target, entry: Kept, dropped: list[str]) -> set[str]:
+        """Account for a file that has just been made durable.
+
+        Returns:
+            Names of files that were listed before and are not any more.
+
+        Raises:
+            CheckpointError: If that cannot be written; :meth:`take_back` puts things right.
+        """
+        before = self.sidecar
+        others = [
+            kept
+            for kept in before.of(target.metric)
+            if kept.file != entry.file and (kept.abandoned or kept.file not in dropped)
+        ]
+        after = before.with_entries(target, [*others, entry])
+        self.publish(after)
+        return before.files() - after.files()
+
+    def publish(self, after: Sidecar) -> None:
+        """Point the stable names and then ``best.json`` at ``after``."""
+        if self.storage is not None:
+            self._point_aliases(self.sidecar, after)
+            self.storage.write_text(self.sidecar_name, after.to_json())
+        self.sidecar = after
+
+    def unseal(self, file: str) -> None:
+        """Give up the checksum of an abandoned file that is about to be replaced.
+
+        Training that does not repeat may reach the same score with other weights.  A kill after
+        the file is replaced must not make the account call it damaged.
+        """
+        before = self.sidecar
+        kept = {
+            metric: tuple(
+                replace(entry, sha256=None) if entry.file == file and entry.abandoned else entry
+                for entry in entries
+            )
+            for metric, entries in before.kept.items()
+        }
+        if self.storage is not None and kept != before.kept:
+            self.sidecar = replace(before, kept=kept)
+            self.storage.write_text(self.sidecar_name, self.sidecar.to_json())
+
+    def take_back(
+        self,
+        target: Target,
+        before: Iterable[Kept],
+        added: Kept,
+        discard: Callable[[str], None],
+    ) -> None:
+        """Remove a file that was added, and account for those kept ``before``.
+
+        If the disk is so full that not even ``best.json`` can be written, the file stays, and
+        stays listed.
+        """
+        # A file that was replaced is complete, the old one or the new one: its own sum tells.
+        before = [self._sealed(e) if e.file == added.file else e for e in before]
+        now = self.sidecar.with_entries(target, [*before, added])
+        then = self.sidecar.with_entries(target, before)
+        try:
+            self._write_back(then, added.file)
+        except CheckpointError as error:
+            logger.warning("%s stays, since it cannot be taken back: %s", added.file, error)
+            stays = [*before, replace(added, abandoned=True)]
+            self.sidecar = self.sidecar.with_entries(target, stays)
+            return
+        self.sidecar = then
+        if added.file not in then.files():
+            discard(added.file)  # before the stable names, since it makes room for a copy
+        try:
+            self._point_aliases(now, then)
+        except CheckpointError as error:
+            logger.warning("%s", error)
+
+    def _sealed(self, entry: Kept) -> Kept:
+        sha256 = None if self.storage is None else self.storage.sha256(entry.file)
+        return replace(entry, sha256=sha256)
+
+    def _write_back(self, then: Sidecar, added: str) -> None:
+        """Write ``then``, if the account on disk names the file ``added`` and should not."""
+        if self.storage is None or added in then.files():
+            return
+        text = self.storage.read_text(self.sidecar_name)
+        if text is None or added not in Sidecar.from_json(text).files():
+            return
+        if then.files():
+            self.storage.write_text(self.sidecar_name, then.to_json())
+        else:
+            self.storage.remove(self.sidecar_name)
+
+    def _point_aliases(self, before: Sidecar, after: Sidecar) -> None:
+        if self.storage is None or self.alias is None:
+            return
+        for target in after.targets:
+            alias = self.alias_name(target.metric)
+            top, was = after.of(target.metric)[:1], before.of(target.metric)[:1]
+            if not top:
+                if was:
+                    self.storage.remove(alias)
+            elif self.storage.exists(top[0].file) and not (
+                was and was[0].is_same_file(top[0]) and self.storage.exists(alias)
+            ):
+                self.storage.link_or_copy(top[0].file, alias, self.alias)
+
+    def refuse_foreign_aliases(self, known: Iterable[Kept]) -> None:
+        """Refuse to replace a file that has a stable name of ours but is not ours.
+
+        Args:
+            known: Files of ours, in the folder or not.
+
+        Raises:
+            CheckpointError: Naming the file.
+        """
+        if self.storage is None or self.alias is None:
+            return
+        sums = {entry.sha256 for entry in known}
+        for target in self.sidecar.targets:
+            alias = self.alias_name(target.metric)
+            found = self.storage.sha256(alias)
+            # A kill may have come between the stable name and the account of the file.
+            others = (f for f in self.storage.list() if f != alias and f.startswith("best"))
+            if found is None or found in sums or found in map(self.storage.sha256, others):
+                continue
+            raise CheckpointError(
+                f"{self.storage.path(alias)} is not this run's, and alias={self.alias!r} would "
+                "replace it; move it away, or leave alias out"
+            )
+
+    def best(self, metric: str) -> Kept | None:
+        """Return the best file of ``metric`` that is listed."""
+        return next(iter(self.sidecar.of(metric)), None)
+
+
+def suffix(name: str) -> str:
+    """Return what tells a hook's files from those of others; nothing for the default name."""
+    return "" if name == "val" else f"_{legal(name)}"
+
+
+def sidecar_name(name: str) -> str:
+    """Return the name of a hook's account of its best files."""
+    return f"best{suffix(name)}.json"
+
+
+def as_best(target: Target, entry: Kept, storage: Storage | None) -> Best:
+    """Return a kept file as the public value."""
+    path = None if storage is None else storage.path(entry.file)
+    return Best(target.metric, entry.score, entry.epoch, entry.iteration, path)
+
+
+def as_live(entry: Kept) -> Kept:
+    """Return ``entry`` as one that the run's history knows."""
+    return replace(entry, abandoned=False)
