@@ -168,9 +168,8 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=3000)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    print(
-        f"Python {platform.python_version()}, torch {torch.__version__}, ignite {ignite.__version__}"
-    )
+    versions = f"torch {torch.__version__}, ignite {ignite.__version__}"
+    print(f"Python {platform.python_version()}, {versions}")
     print(f"{'ratio to a hand-written loop':<34}  median  [quartiles]")
     tiny = [(torch.randn(4, 8), torch.randint(0, 4, (4,))) for _ in range(args.batches)]
     loop_row("tiny model", nn.Linear(8, 4), tiny, args.repetitions)
