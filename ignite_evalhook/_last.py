@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import Checkpoint
 from torch import nn
+from torch.utils.data import BatchSampler, DataLoader
 
 from ._best_files import DeferredSaver
 from ._evaluator import unwrap
@@ -24,6 +25,8 @@ from ._storage import Storage
 from .exceptions import CheckpointError, StateError
 
 __all__: list[str] = []
+
+PASSES = (Events.EPOCH_STARTED, Events.DATALOADER_STOP_ITERATION)  # Ignite calls iter() next
 
 
 class LastCheckpoint:
@@ -54,7 +57,10 @@ class LastCheckpoint:
         self._every = every
         self._version = version
         self._saved_at: tuple[int, int] | None = None
+        self._loaded_at: tuple[int, int] | None = None
         self._random = RandomState(trainer)
+        for event in PASSES:
+            trainer.add_event_handler(event, self._random.note_pass)
         self._checkpoint = Checkpoint(
             {**self._to_save, "random": self._random},
             DeferredSaver(storage),
@@ -86,6 +92,7 @@ class LastCheckpoint:
         names = sorted(self._to_save, key=lambda name: (name != "eval_hook", name != "trainer"))
         load_objects({name: self._to_save[name] for name in names}, checkpoint, where)
         self._random.pending = checkpoint.get("random")
+        self._loaded_at = self._now()
         return True
 
     def read(self) -> dict[str, Any] | None:
@@ -107,9 +114,14 @@ class LastCheckpoint:
             raise StateError(f"{where} was not written by keep_last(); {advice}")
         return checkpoint
 
+    def close(self) -> None:
+        """Stop listening."""
+        for event in PASSES:
+            self._trainer.remove_event_handler(self._random.note_pass, event)
+
     def started(self) -> None:
         """Note that a run starts: the random generators go on from the loaded state."""
-        self._saved_at = None
+        self._saved_at, self._loaded_at = self._loaded_at, None
         self._after(Events.STARTED, self._restore_random)
 
     def occasion(self, event: Any, number: int) -> None:
@@ -153,6 +165,11 @@ class RandomState:
     def __init__(self, trainer: Engine) -> None:
         self._trainer = trainer
         self.pending: Mapping[str, Any] | None = None
+        self._before_pass: list[torch.Tensor] = []
+
+    def note_pass(self) -> None:
+        """Note how the loader's generators stand before a pass over the data."""
+        self._before_pass = self._loader_states()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of torch's, Python's and NumPy's generators and of the loader's."""
@@ -163,7 +180,8 @@ class RandomState:
             "torch": torch.get_rng_state(),
             "cuda": _cuda_states(),
             "python": [version, torch.tensor(words), gauss],  # a list would load slowly
-            "loader": [generator.get_state() for generator in self._loader_generators()],
+            "loader": self._loader_states(),
+            "loader_before_pass": self._before_pass,
         }
         numpy = sys.modules.get("numpy")
         if numpy is not None:
@@ -181,19 +199,50 @@ class RandomState:
         state, self.pending = self.pending, None
         if state is None:
             return
+        self._restore_loader(state["loader"], state["loader_before_pass"])
         torch.set_rng_state(state["torch"])
         if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(state["cuda"])
         version, words, gauss = state["python"]
         random.setstate((version, tuple(words.tolist()), gauss))
-        generators = self._loader_generators()
-        if len(generators) == len(state["loader"]):
-            for generator, value in zip(generators, state["loader"], strict=True):
-                generator.set_state(value)
         numpy = sys.modules.get("numpy")
         if numpy is not None and "numpy" in state:
             kind, words, *rest = state["numpy"]
             numpy.random.set_state((kind, words.numpy().astype("uint32"), *rest))
+
+    def _restore_loader(self, now: list[torch.Tensor], before: list[torch.Tensor]) -> None:
+        """Set the loader's generators to where the next pass will find them.
+
+        A sampler draws once more when it has run out, and that is after the epoch is completed
+        and saved.  So its pass is gone through again, up to the end that lies behind ``now``.
+        """
+        generators, loader = self._loader_generators(), self._trainer.state.dataloader
+        if len(generators) != len(now):
+            return
+        if isinstance(loader, DataLoader) and len(before) == len(now) and self._is_whole(loader):
+            _set_states(generators, before)
+            # iter(loader) draws a seed for its workers first, also if it has none.
+            torch.empty((), dtype=torch.int64).random_(generator=loader.generator)
+            batches = iter(loader.batch_sampler or ())
+            for _ in range(len(loader)):
+                next(batches, None)
+            if all(map(torch.equal, self._loader_states(), now)):
+                next(batches, None)
+                return
+        _set_states(generators, now)
+
+    def _is_whole(self, loader: DataLoader[Any]) -> bool:
+        """Return whether training stands at the end of a pass that can be gone through again."""
+        state = self._trainer.state
+        return (
+            type(loader.batch_sampler) is BatchSampler  # others may do more than draw
+            and type(loader.sampler).__module__ == BatchSampler.__module__
+            and state.epoch_length == len(loader)
+            and state.iteration % len(loader) == 0
+        )
+
+    def _loader_states(self) -> list[torch.Tensor]:
+        return [generator.get_state() for generator in self._loader_generators()]
 
     def _loader_generators(self) -> list[torch.Generator]:
         loader = self._trainer.state.dataloader
@@ -201,6 +250,11 @@ class RandomState:
         found = [getattr(holder, "generator", None) for holder in holders]
         unique = {id(g): g for g in found if isinstance(g, torch.Generator)}
         return list(unique.values())
+
+
+def _set_states(generators: Iterable[torch.Generator], states: Iterable[torch.Tensor]) -> None:
+    for generator, state in zip(generators, states, strict=True):
+        generator.set_state(state)
 
 
 def _cuda_states() -> list[torch.Tensor]:

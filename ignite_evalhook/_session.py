@@ -120,7 +120,9 @@ class Session:
         """Stop listening, and let go of the folder."""
         for event, handler in self._handlers():
             self.need_trainer().remove_event_handler(handler, event)
-        self.last = None
+        if self.last is not None:
+            self.last.close()
+            self.last = None
         self._let_go()
         self._begun = False
         self._epoch_start = None

@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 import logging
 import os
+import random
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from ignite.engine import Engine, Events
 from torch import nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.utils.data import DataLoader, RandomSampler, WeightedRandomSampler
 
-from helpers.resume_runs import EPOCH_LENGTH, Bomb, Killed, Run, Setup, outcome, plain
+from helpers.resume_runs import EPOCH_LENGTH, Bomb, Killed, Run, Setup, outcome, plain, seed_all
 from ignite_evalhook import (
     BestCheckpoint,
     CheckpointError,
@@ -48,7 +52,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda handle: None)
 
 
-def killed_at(folder: Path, setup: Setup, moment: str, count: int = 1) -> Run:
+def killed_at(folder: Path, setup: Setup, moment: str, count: int = 1, data: Any = None) -> Run:
     """Run until the ``count``-th ``moment``, as :class:`Bomb` calls it."""
     seen = 0
 
@@ -60,6 +64,8 @@ def killed_at(folder: Path, setup: Setup, moment: str, count: int = 1) -> Run:
                 raise Killed(found)
 
     run = Run(folder, setup, Counting())
+    if data is not None:
+        run.loader = data
     with pytest.raises(Killed):
         run.go()
     return run
@@ -150,6 +156,132 @@ def test_an_evaluation_made_up_by_iteration_is_saved_with_the_random_state_of_tr
     killed_at(tmp_path, other_seed, "epoch_started (before)")
     assert len(torch.load(tmp_path / "last.pt", weights_only=True)["eval_hook"]["history"]) == 2
     assert weights(Run(tmp_path, replace(by_2, seed=3)).go()) == weights(whole)
+
+
+TEN = list(range(10))
+
+
+def own() -> torch.Generator:
+    return torch.Generator().manual_seed(3)
+
+
+LOADERS: dict[str, Callable[[], Any]] = {
+    "global generator": lambda: DataLoader(TEN, batch_size=2, shuffle=True),
+    "own generator": lambda: DataLoader(TEN, batch_size=2, shuffle=True, generator=own()),
+    "partial last batch": lambda: DataLoader(TEN, batch_size=3, shuffle=True, generator=own()),
+    "last batch dropped": lambda: DataLoader(
+        TEN, batch_size=3, shuffle=True, generator=own(), drop_last=True
+    ),
+    "sampler": lambda: DataLoader(TEN, batch_size=5, sampler=RandomSampler(TEN, generator=own())),
+    "replacement": lambda: DataLoader(
+        TEN, batch_size=5, sampler=RandomSampler(TEN, replacement=True, generator=own())
+    ),
+    "weights": lambda: DataLoader(
+        TEN, batch_size=5, sampler=WeightedRandomSampler([0.1] * 10, 10, generator=own())
+    ),
+    "workers": lambda: DataLoader(
+        TEN, batch_size=2, shuffle=True, generator=own(), num_workers=1, prefetch_factor=2
+    ),
+    "no loader of torch": lambda: [torch.tensor([1, 2]), torch.tensor([3, 4])],
+}
+
+
+@pytest.mark.parametrize("make", LOADERS.values(), ids=LOADERS)
+def test_shuffling_and_drawing_go_on_as_they_would_have(
+    make: Callable[[], Any], tmp_path: Path
+) -> None:
+    def run(folder: Path, epochs: int) -> list[Any]:
+        seed_all(5)
+        seen: list[Any] = []
+
+        def step(engine: Engine, batch: torch.Tensor) -> None:
+            numbers = (torch.rand(1).item(), random.random(), numpy.random.rand())
+            seen.append((engine.state.iteration, batch.tolist(), numbers))
+
+        trainer, model = Engine(step), nn.Linear(1, 1)
+        hook = EvalHook(None, lambda engine: {"acc": 1.0}, model=model, out_dir=folder)
+        hook.attach(trainer)
+        hook.keep_last({"model": model})
+        trainer.run(make(), max_epochs=epochs)
+        return seen
+
+    parts = [run(tmp_path / "run", epochs) for epochs in (1, 3)]
+    assert parts[1][0][0] == parts[0][-1][0] + 1
+    assert [*parts[0], *parts[1]] == run(tmp_path / "whole", 3)
+
+
+# A run that somebody ended ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("event", "end"),
+    [
+        (Events.ITERATION_COMPLETED(once=3), Engine.interrupt),
+        (Events.EPOCH_STARTED(once=2), Engine.interrupt),
+        (Events.ITERATION_COMPLETED(once=3), Engine.terminate),
+        (Events.ITERATION_COMPLETED(once=4), Engine.terminate),
+        (Events.EPOCH_COMPLETED(once=2), Engine.terminate),
+        (Events.STARTED, Engine.terminate),
+        (
+            Events.ITERATION_COMPLETED(once=3),
+            lambda engine: engine.terminate(skip_completed=True),
+        ),
+    ],
+)
+def test_a_run_that_was_stopped_by_hand_goes_on_from_there(
+    event: Any, end: Callable[[Engine], None], tmp_path: Path
+) -> None:
+    setup = Setup(seeded="iteration")
+    whole = outcome(Run(tmp_path / "whole", setup).go())
+    stopped = Run(tmp_path / "run", setup)
+    stopped.trainer.add_event_handler(event, end)
+    stopped.go().hook.detach()
+    run = Run(tmp_path / "run", setup)
+    assert run.resumed_at == stopped.trainer.state.iteration
+    assert outcome(run.go()) == whole
+
+
+class Unsized:
+    def __iter__(self) -> Iterator[Any]:
+        yield from [(torch.ones(2, 2), torch.ones(2, 2))] * EPOCH_LENGTH
+
+
+@pytest.mark.parametrize("moment", ["epoch_started (before)", "epoch_completed (before)"])
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_run_on_data_of_unknown_length_is_resumed(
+    moment: str, count: int, tmp_path: Path
+) -> None:
+    setup = Setup("before", seeded="iteration")
+
+    def new(folder: Path) -> Run:
+        run = Run(folder, setup)
+        run.loader = Unsized()
+        return run
+
+    whole = outcome(new(tmp_path / "whole").go())
+    killed_at(tmp_path / "run", setup, moment, count, Unsized())
+    assert outcome(new(tmp_path / "run").go()) == whole
+
+
+def test_a_scheduler_stepped_on_a_plateau_goes_on_from_its_state(tmp_path: Path) -> None:
+    setup = replace(LAST, epochs=5, scores=[0.5] * 8)
+
+    def new(folder: Path) -> tuple[Run, ReduceLROnPlateau]:
+        run = Run(folder, replace(setup, saves="nothing"))
+        scheduler = ReduceLROnPlateau(run.optimizer, mode="max", factor=0.5, patience=1)
+        run.hook.step_on_plateau(scheduler)
+        run.hook.keep_last({"model": run.model, "optimizer": run.optimizer})
+        return run, scheduler
+
+    whole, scheduler = new(tmp_path / "whole")
+    whole.go()
+    assert scheduler.get_last_lr() == [0.3 * 0.25]
+    new(tmp_path / "run")[0].go(max_epochs=2)
+    run, again = new(tmp_path / "run")
+    run.go()
+    assert run.at("train") == [5, 6, 7, 8, 9, 10]
+    assert again.state_dict() == scheduler.state_dict()
+    assert outcome(run) == outcome(whole)
 
 
 # A run that had ended ---------------------------------------------------------------------------
@@ -528,6 +660,26 @@ def test_of_an_abandoned_top_2_each_stays_until_two_files_are_as_good(tmp_path: 
     assert outcome(run) == whole
 
 
+def test_one_better_file_is_not_enough_to_give_up_an_abandoned_top_2(tmp_path: Path) -> None:
+    setup = replace(NINE, hook={"n_saved": 2})
+    folder = tmp_path / "run"
+    abandoned(folder, setup, reach=8, back_to=1)
+    scores = list(LONG)
+    scores[4], scores[16] = 0.97, 0.96  # epochs 2 and 8
+    run = Run(folder, replace(setup, scores=scores))
+    files: dict[int, list[str]] = {}
+
+    @run.hook.on(EvalEvents.EVAL_COMPLETED)
+    def _note(record: Any) -> None:
+        files[record.epoch] = [name for name in listed(folder) if "_model" in name]
+
+    run.go()
+    first, new = "best_model_2_score=0.97.pt", "best_model_8_score=0.96.pt"
+    old = ["best_model_2_score=0.9.pt", "best_model_8_score=0.95.pt"]
+    assert files[5] == sorted([*old, first, "best_model_5_score=0.8.pt"])
+    assert files[8] == [first, new]
+
+
 def test_the_same_name_with_other_content_is_loadable_at_any_moment(tmp_path: Path) -> None:
     # Training that does not repeat reaches the same score with other weights: the same name.
     folder = tmp_path / "run"
@@ -568,6 +720,7 @@ def test_the_same_name_with_other_content_is_loadable_after_the_evaluation_faile
         run.go()
     assert best.read_bytes() != before
     assert load_best(folder, {"model": model}).epoch == 8
+    assert run.hook.load_best(to_load={"model": model}).epoch == 8
 
 
 def test_a_stable_name_follows_when_the_same_name_gets_other_content(tmp_path: Path) -> None:
@@ -847,6 +1000,29 @@ def test_strings_in_the_history_on_disk_survive_a_restart(tmp_path: Path) -> Non
         assert (record.metrics["note"], record.metrics["list"]) == ("é", [1.0])
 
 
+def test_a_store_behind_a_url_is_resumed_put_aside_and_found(tmp_path: Path) -> None:
+    url = f"memory://{tmp_path.name}"
+
+    def run(epochs: int, *, resume: bool) -> EvalHook:
+        model = nn.Linear(2, 2)
+        trainer = Engine(lambda engine, batch: None)
+        hook = EvalHook(None, lambda engine: {"acc": engine.state.epoch / 10}, model=model,
+                        save_best="acc", out_dir=url)  # fmt: skip
+        hook.attach(trainer)
+        assert hook.keep_last({"model": model}, resume=resume) is resume
+        trainer.run([0, 1], max_epochs=epochs)
+        return hook
+
+    first = run(2, resume=False).state_dict()["run_id"]
+    hook = run(3, resume=True)
+    assert hook.state_dict()["run_id"] == first
+    assert [record.epoch for record in hook.history] == [1, 2, 3]
+    assert find_best(url).score == 0.3
+    run(1, resume=False)
+    assert find_best(url).score == 0.1
+    assert find_best(f"{url}/earlier/{first}").score == 0.3
+
+
 # last.pt ----------------------------------------------------------------------------------------
 
 
@@ -1055,6 +1231,12 @@ def test_a_damaged_state_is_refused_with_words_and_changes_nothing(tmp_path: Pat
             torch.save(run.hook.state_dict(), tmp_path / "state.pt")
     assert len(refused) > 200
     assert all("state" in words for words in refused)
+    for place in ({"epoch": "1"}, {"iteration": None}, {"metrics": [1]}, {"samples": "4"},
+                  {"is_best": "yes"}, {"seconds": None}, {"best_of": "score"}):  # fmt: skip
+        broken = copy_of(state)
+        broken["history"][0].update(place)
+        with pytest.raises(StateError, match=f"this is no state .*{next(iter(place))} of a record"):
+            run.hook.load_state_dict(broken)
     with pytest.raises(TypeError, match="state must be a mapping, got list"):
         run.hook.load_state_dict([])  # type: ignore[arg-type]
 

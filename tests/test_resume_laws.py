@@ -38,6 +38,7 @@ COARSE = {
     "keep_last, two thirds of an epoch": Setup(
         hook={"interval": Fraction(2, 3), "at_end": True}, seeded="iteration"
     ),
+    "keep_last, generator": Setup(generator=True),
     "keep_last, start 0": Setup(hook={"start": 0, "interval": 2}),
     "keep_last, steps": Setup(hook={"interval": [0, 1, 3]}),
     "keep_last, at end only": Setup(hook={"interval": None, "at_end": True}, epochs=2),

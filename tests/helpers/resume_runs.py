@@ -53,6 +53,7 @@ class Setup:
         seeded: ``"epoch"`` or ``"iteration"``: training repeats because it is seeded there;
             ``None``: because the random generators are saved.
         scores: What is evaluated, by completed iterations.
+        generator: Whether the training loader has a generator of its own.
         seed: Of the process.
     """
 
@@ -65,6 +66,7 @@ class Setup:
     max_iters: int | None = None
     seeded: str | None = None
     scores: Sequence[float] = SCORES
+    generator: bool = False
     seed: int = 7
 
 
@@ -91,7 +93,8 @@ class Run:
         self.model = nn.Linear(2, 2)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.3, momentum=0.9)
         self.trainer = Engine(self._train)
-        self.loader = DataLoader(_samples(), batch_size=2, shuffle=True)
+        own = torch.Generator().manual_seed(setup.seed) if setup.generator else None
+        self.loader = DataLoader(_samples(), batch_size=2, shuffle=True, generator=own)
         self.log: list[tuple[str, int]] = []
         self.hooks = [self._hook("val", setup.hook)]
         if setup.second is not None:
