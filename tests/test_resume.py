@@ -186,28 +186,56 @@ LOADERS: dict[str, Callable[[], Any]] = {
 }
 
 
-@pytest.mark.parametrize("make", LOADERS.values(), ids=LOADERS)
-def test_shuffling_and_drawing_go_on_as_they_would_have(
-    make: Callable[[], Any], tmp_path: Path
-) -> None:
+def go_on_as_they_would_have(make: Callable[[], Any], tmp_path: Path, *, share: bool) -> bool:
+    """Compare two epochs more after a restart, with three in one go."""
+
     def run(folder: Path, epochs: int) -> list[Any]:
         seed_all(5)
         seen: list[Any] = []
+        loader = make()
 
         def step(engine: Engine, batch: torch.Tensor) -> None:
-            numbers = (torch.rand(1).item(), random.random(), numpy.random.rand())
+            numbers = [torch.rand(1).item(), random.random(), numpy.random.rand()]
+            if share:  # training draws from the loader's generator as well
+                numbers.append(torch.rand(1, generator=loader.sampler.generator).item())
             seen.append((engine.state.iteration, batch.tolist(), numbers))
 
         trainer, model = Engine(step), nn.Linear(1, 1)
         hook = EvalHook(None, lambda engine: {"acc": 1.0}, model=model, out_dir=folder)
         hook.attach(trainer)
         hook.keep_last({"model": model})
-        trainer.run(make(), max_epochs=epochs)
+        trainer.run(loader, max_epochs=epochs)
         return seen
 
     parts = [run(tmp_path / "run", epochs) for epochs in (1, 3)]
     assert parts[1][0][0] == parts[0][-1][0] + 1
-    assert [*parts[0], *parts[1]] == run(tmp_path / "whole", 3)
+    return [*parts[0], *parts[1]] == run(tmp_path / "whole", 3)
+
+
+@pytest.mark.parametrize("make", LOADERS.values(), ids=LOADERS)
+def test_shuffling_and_drawing_go_on_as_they_would_have(
+    make: Callable[[], Any], tmp_path: Path
+) -> None:
+    assert go_on_as_they_would_have(make, tmp_path, share=False)
+
+
+@pytest.mark.parametrize("kind", ["weights", "partial last batch"])
+def test_a_generator_shared_with_training_goes_on_from_where_it_was_saved(
+    kind: str, tmp_path: Path
+) -> None:
+    assert go_on_as_they_would_have(LOADERS[kind], tmp_path, share=True)
+
+
+def test_detach_leaves_nothing_of_keep_last_behind(tmp_path: Path) -> None:
+    run = Run(tmp_path, Setup("nothing"))
+    run.hook.detach()
+    before = sum(map(len, run.trainer._event_handlers.values()))
+    run.hook.attach(run.trainer)
+    run.hook.keep_last({"model": run.model})
+    run.hook.detach()
+    assert sum(map(len, run.trainer._event_handlers.values())) == before
+    run.go()
+    assert listed(tmp_path) == []
 
 
 # A run that somebody ended ----------------------------------------------------------------------

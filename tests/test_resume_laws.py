@@ -148,7 +148,7 @@ def setups(draw: st.DrawFn) -> Setup:
 
 @given(setup=setups(), kills=st.lists(st.integers(0, 60), min_size=1, max_size=4))
 @settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_a_run_killed_again_and_again_ends_like_an_unbroken_one(
     setup: Setup, kills: list[int], tmp_path_factory: pytest.TempPathFactory

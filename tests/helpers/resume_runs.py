@@ -7,6 +7,7 @@ with one that was never stopped.  Which kills are tried is for the tests to say.
 
 from __future__ import annotations
 
+import inspect
 import json
 import random
 import re
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy
+import pytest
 import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import Checkpoint, DiskSaver, EarlyStopping
@@ -125,6 +127,8 @@ class Run:
     def go(self, **length: int) -> Run:
         """Train to the end, or to the kill."""
         if not length and self.setup.max_iters is not None:
+            if "max_iters" not in inspect.signature(Engine.run).parameters:
+                pytest.skip("Ignite before 0.5.5 has no max_iters")
             length = {"max_iters": self.setup.max_iters}
         self.trainer.run(self.loader, **(length or {"max_epochs": self.setup.epochs}))
         return self
