@@ -1145,6 +1145,7 @@ def test_the_state_is_plain_at_any_moment_and_loads_into_a_new_hook(tmp_path: Pa
         torch.save(state, file)
         loaded = torch.load(file, weights_only=True)
         assert loaded == state
+        assert str(tmp_path) not in json.dumps(state)  # so that the folder can move
         other = Run(tmp_path / "other", Setup("nothing", patience=9)).hook
         other.load_state_dict(loaded)
         assert other.state_dict() == {**state, "epoch": 0}
