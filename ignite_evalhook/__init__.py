@@ -5,6 +5,7 @@ from __future__ import annotations
 from ._args import add_eval_args
 from ._best import Best
 from ._checkpoint import BestCheckpoint
+from ._dist_hook import DistEvalHook
 from ._evaluator import create_evaluator
 from ._history import EvalRecord, History
 from ._hook import EvalHook
@@ -12,6 +13,7 @@ from ._load_best import find_best, load_best
 from ._rules import Rule, infer_rule
 from ._schedule import Schedule
 from ._session import EvalEvents
+from ._sharding import shard_batches
 from ._val_loss import ValLoss, split_val_loss
 from .exceptions import (
     CheckpointError,
@@ -25,6 +27,7 @@ __all__ = [
     "Best",
     "BestCheckpoint",
     "CheckpointError",
+    "DistEvalHook",
     "EvalEvents",
     "EvalHook",
     "EvalHookError",
@@ -41,6 +44,7 @@ __all__ = [
     "find_best",
     "infer_rule",
     "load_best",
+    "shard_batches",
     "split_val_loss",
 ]
 

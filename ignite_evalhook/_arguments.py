@@ -8,11 +8,15 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any, cast
 
+from ignite.handlers import EMAHandler
 from torch import nn
 from torch.utils.data import Dataset, IterableDataset
 
+from ._averaged import averaged_weights
 from ._checkpoint import check_n_saved
 from ._evaluation import parameters_of
 
@@ -184,18 +188,23 @@ def check_functions(**functions: object) -> None:
             raise TypeError(f"{name} must be a function, got {type(function).__name__}")
 
 
-def check_context(context: object) -> None:
-    """Refuse what is no function, a context manager itself for one.
+def as_context(context: Any) -> Callable[[], AbstractContextManager[Any]] | None:
+    """Return the function whose context manager evaluations happen in.
+
+    Of Ignite's ``EMAHandler`` it is one in which the model has the averaged weights.
 
     Raises:
-        TypeError: With the way out.
+        TypeError: If it is no function, but a context manager itself, say.
     """
+    if isinstance(context, EMAHandler):
+        return partial(averaged_weights, context)
     if hasattr(context, "__enter__") and not isinstance(context, type):
         raise TypeError(
             "context must be a function that returns a context manager, got the context manager "
             f"{type(context).__name__} itself, which may work only once; pass context=lambda: …"
         )
     check_functions(context=context)
+    return cast("Callable[[], AbstractContextManager[Any]] | None", context)
 
 
 def check_without_data(**given: object) -> None:

@@ -105,6 +105,7 @@ class BestCheckpoint(Checkpoint):
         self.target: Target | None = None
         self._before: tuple[list[Any], tuple[Kept, ...]] | None = None  # what a save has changed
         self._entry: Kept | None = None
+        self._states: Mapping[str, Any] | None = None  # what to write, while saving
         self._owner: str | None = None
         self._begun = True
         if score_name is not None:
@@ -181,10 +182,20 @@ class BestCheckpoint(Checkpoint):
             logger.error("the best was not saved: %s", error)
         self.settle()
 
-    def save(self, engine: Engine) -> None:
+    def would_save(self, score: float) -> bool:
+        """Return whether ``score`` belongs to the top-k."""
+        if self.target is None or not self.target.is_better(score, None):
+            return False
+        return self._check_lt_n_saved() or self._compare_fn(self.target.rule.signed(score))
+
+    def save(self, engine: Engine, states: Mapping[str, Any] | None = None) -> None:
         """Save if the score belongs to the top-k.
 
         What it makes superfluous stays until :meth:`settle`, and :meth:`undo` takes it back.
+
+        Args:
+            engine: The engine that has the score.
+            states: What to write, by name; by default the states of ``to_save``.
 
         Raises:
             CheckpointError: If the file, or the account of it, cannot be written.  Then files
@@ -207,6 +218,7 @@ class BestCheckpoint(Checkpoint):
         self.filename_pattern = filename.replace("{", "{{").replace("}", "}}")
         self.saver.begin()
         self.saver.before_writing = files.unseal
+        self._states = states
         self._before = (list(self._saved), files.sidecar.of(self.target.metric))
         self._entry = entry = Kept(score, position.epoch, position.iteration, filename)
         try:
@@ -221,6 +233,7 @@ class BestCheckpoint(Checkpoint):
             self.undo()
             raise
         finally:
+            self._states = None
             self.filename_pattern = pattern
             engine.last_event_name = event_name  # Ignite has fired SAVED_CHECKPOINT
 
@@ -291,6 +304,9 @@ class BestCheckpoint(Checkpoint):
         }
         pattern = "{filename_prefix}_{name}_{global_step}_{score_name}={score}.{ext}"
         return (self.filename_pattern or pattern).format(**fields)
+
+    def _setup_checkpoint(self) -> dict[str, Any]:
+        return super()._setup_checkpoint() if self._states is None else dict(self._states)
 
     def _compare_fn(self, new: float) -> bool:
         # Ignite's own hook for the comparison: a rule_map of the user's decides here as well.

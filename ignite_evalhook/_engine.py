@@ -14,15 +14,22 @@ leaves them behind, and the next one would do nothing), ``_event_handlers`` (to 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
+import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
 from ignite.metrics import Metric
 
+from ._collect import Carrier
 from ._loading import Batches
+from ._merge import check_exact, merged, metric_state, no_collectives
+from ._pool import Pool, answers
+from ._results import ResultCollector
+from ._team import Section
 from ._val_loss import LossMeter, count_samples, split_val_loss
 from .exceptions import EvaluationError
 
@@ -36,7 +43,6 @@ def grad_mode(evaluator: Engine) -> AbstractContextManager[Any]:
     return torch.no_grad()
 
 
-Collect = Callable[[Any, "int | None"], None]
 Complete = Callable[[dict[str, Any]], None]
 
 
@@ -44,22 +50,29 @@ def run_pass(
     evaluator: Engine,
     batches: Batches,
     *,
-    collect: Collect | None = None,
+    collector: ResultCollector | None = None,
     complete: Complete | None = None,
     answer_only: bool = False,
+    section: Section | None = None,
+    carrier: Carrier | None = None,
+    lockstep: Callable[[], Any] | None = None,
 ) -> int | None:
     """Run ``evaluator`` over ``batches`` once, from a clean state.
 
     Args:
         evaluator: Any engine; run as ``Engine.run``, whatever its own ``run`` does.
-        batches: One pass over the data.
-        collect: Called with each output, without its loss, and its number of samples.
+        batches: One pass over the data, or over this rank's share of it.
+        collector: Gets each output, without its loss; afterwards, on rank 0, it has all.
         complete: Called with ``state.metrics`` when Ignite's metrics and the validation loss
             are in it, and before the engine fires ``COMPLETED``.
         answer_only: Do not fire ``COMPLETED``: who listens there acts on the result.
+        section: What all ranks go through together; ``None``: this process is on its own.
+        carrier: How predictions get to rank 0.
+        lockstep: A forward pass needs all ranks, so they make as many of them: one that has
+            run out of batches takes its last one again, or, if it had none, what this returns.
 
     Returns:
-        The number of samples, ``None`` if an output does not tell.
+        The number of samples of all ranks, ``None`` if an output does not tell.
 
     Raises:
         EvaluationError: If a handler or a swallowed exception cut the run short, or the engine
@@ -71,13 +84,21 @@ def run_pass(
             "it; ask after it has ended, in a handler of EvalEvents.EVAL_COMPLETED"
         )
     meter = LossMeter()
+    pool: Pool | None = None
+    if section is not None and not section.team.alone:
+        check_metrics(evaluator)
+        metrics = attached_metrics(evaluator)
+        pool = Pool(section, metrics, batches, meter, collector, carrier or Carrier(), lockstep)
     samples: int | None = 0
     process = evaluator._process_function
+    guard = ExitStack()
     swallowed: list[BaseException] = []
     done = False
+    before_batch = None if pool is None else pool.before_batch
 
     def tapped(engine: Engine, batch: Any) -> Any:
         nonlocal samples
+        number = None if before_batch is None else before_batch(batch)
         batches.seen += 1
         output, loss = split_val_loss(process(engine, batch))
         count = count_samples(output, batch)
@@ -85,9 +106,16 @@ def run_pass(
             meter.update(loss, count)
         if samples is not None:
             samples = None if count is None else samples + count
-        if collect is not None:
-            collect(output, count)
+        if collector is not None:
+            collector.add(output, count, batches.next_indices(), number)
         return output
+
+    def meet() -> None:
+        guard.close()
+        _check_complete(batches, swallowed)
+        if pool is not None:
+            pool.keep_step(lambda batch: process(evaluator, batch))
+            pool.meet(samples)
 
     def finish(engine: Engine) -> None:
         # Added at the very end of the list of handlers that is being fired, so that metrics
@@ -99,7 +127,7 @@ def run_pass(
         engine.remove_event_handler(finish_last, Events.EPOCH_COMPLETED)
         _check_complete(batches, swallowed)
         metrics = engine.state.metrics
-        _add_losses(metrics, meter)
+        _add_losses(metrics, meter.compute() if pool is None else pool.losses)
         if complete is not None:
             complete(metrics)
         done = True
@@ -114,13 +142,19 @@ def run_pass(
     reset(evaluator)
     evaluator._process_function = tapped
     try:
+        if pool is not None:
+            guard.enter_context(no_collectives())
         with (
-            _unfilmed(evaluator),
+            _unfilmed(evaluator, None if pool is None else meet),
             evaluator.add_event_handler(Events.EPOCH_COMPLETED, finish),
             evaluator.add_event_handler(Events.EXCEPTION_RAISED, reraise),
         ):
-            state = Engine.run(evaluator, batches, max_epochs=1, epoch_length=batches.length)
+            length = batches.length or None  # a rank without a batch has an epoch without length
+            state = Engine.run(evaluator, batches, max_epochs=1, epoch_length=length)
     finally:
+        guard.close()
+        if pool is not None:
+            pool.close()
         evaluator._process_function = process
         if evaluator.has_event_handler(finish_last, Events.EPOCH_COMPLETED):
             evaluator.remove_event_handler(finish_last, Events.EPOCH_COMPLETED)
@@ -131,25 +165,32 @@ def run_pass(
     _check_complete(batches, swallowed)
     if state is None or not done:
         raise EvaluationError("the evaluator stopped before its metrics were complete")
-    return samples
+    return samples if pool is None else pool.samples
 
 
 @contextmanager
-def _unfilmed(engine: Engine) -> Iterator[None]:
+def _unfilmed(engine: Engine, meet: Callable[[], None] | None) -> Iterator[None]:
     """Skip events that nobody listens to.
 
     Ignite formats a debug message for each, also with debugging off: more than half of what its
     loop costs a batch.  With debugging on, or in a class with its own way, nothing changes.
+
+    Args:
+        engine: The engine.
+        meet: Called when all batches are done, before the first handler of ``EPOCH_COMPLETED``.
     """
     fire = engine._fire_event
     debugging = engine.logger.isEnabledFor(logging.DEBUG)
-    if debugging or type(engine)._fire_event is not Engine._fire_event:
+    all_events = debugging or type(engine)._fire_event is not Engine._fire_event
+    if all_events and meet is None:
         yield
         return
     handlers = engine._event_handlers
 
     def fire_if_heard(event_name: Any, *args: Any, **kwargs: Any) -> None:
-        if handlers.get(event_name):
+        if meet is not None and event_name is Events.EPOCH_COMPLETED:
+            meet()
+        if all_events or handlers.get(event_name):
             fire(event_name, *args, **kwargs)
         else:
             engine.last_event_name = event_name
@@ -189,8 +230,8 @@ def _check_complete(batches: Batches, swallowed: list[BaseException]) -> None:
         )
 
 
-def _add_losses(metrics: dict[str, Any], meter: LossMeter) -> None:
-    for name, value in meter.compute().items():
+def _add_losses(metrics: dict[str, Any], losses: Mapping[str, float]) -> None:
+    for name, value in losses.items():
         if name in metrics:
             raise EvaluationError(
                 f"the model's validation loss has an entry {name!r}, and so have the evaluator's "
@@ -269,8 +310,23 @@ def _state_kept(evaluator: Engine) -> Iterator[None]:
         state.metrics.update(metrics)
 
 
+def check_metrics(evaluator: Engine) -> None:
+    """Refuse metrics that cannot be exact on several ranks, by name.
+
+    Raises:
+        EvaluationError: Saying what to use instead.
+    """
+    for event, handlers in evaluator._event_handlers.items():
+        for handler, args, _ in handlers:
+            owner = getattr(handler, "__self__", None)
+            if isinstance(owner, Metric) and getattr(handler, "__name__", "") == "completed":
+                check_exact(args[-1], owner, event, evaluator=evaluator)
+
+
 def probe(evaluator: Engine, batch: Any, *, compute: bool) -> dict[str, Any]:
     """Put one batch through the process function and the metrics, firing no event.
+
+    Nothing is reduced over ranks: each has this batch only.
 
     Args:
         evaluator: The engine.  Its metrics are reset, the rest of its state is kept.
@@ -297,13 +353,17 @@ def probe(evaluator: Engine, batch: Any, *, compute: bool) -> dict[str, Any]:
                     handler(evaluator, *args[1:])
             if compute:
                 for name, metric in metrics.items():
+                    # By itself a metric would reduce over ranks.
+                    alone = partial(merged, metric, [metric_state(metric)], name=name)
+                    several = idist.get_world_size() > 1
                     try:
-                        metric.completed(evaluator, name)
+                        with answers({metric: alone} if several else {}):
+                            metric.completed(evaluator, name)
                     except Exception:  # noqa: BLE001  # one batch may be too little; time will tell
                         evaluator.state.metrics[name] = None
         finally:
             for metric, _, _ in handlers:
                 metric.reset()
         found = dict(evaluator.state.metrics)
-        _add_losses(found, meter)
+        _add_losses(found, meter.compute())
     return found

@@ -10,34 +10,45 @@ import inspect
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from os import PathLike
 from typing import Any
 
 import torch
 from ignite.engine import Engine
 from torch import nn
 
+from ._buffers import buffers_of, equalise, layout_of, without_ddp_broadcast
+from ._collect import Carrier, open_carrier
 from ._engine import grad_mode, run_pass
 from ._loading import plan_batches
 from ._log import logger
 from ._quiet import quiet
 from ._results import PreEval, ResultCollector
+from ._sharding import Turn
+from ._team import Section
+from ._whole_state import is_sharded
 from .exceptions import EvaluationError
 
 __all__: list[str] = []
 
 ComputeMetrics = Callable[..., Mapping[str, Any]]
 Context = Callable[[], AbstractContextManager[Any]]
+Judge = Callable[[dict[str, Any], Sequence[str]], Any]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one evaluation measured: plain metrics, samples, and seconds."""
+    """What one evaluation measured: plain metrics, samples, and seconds.
+
+    But for the seconds it is the same on every rank, and so is the verdict: what was judged.
+    """
 
     metrics: dict[str, Any]
     samples: int | None
     seconds: float
+    verdict: Any = None
 
 
 @dataclass
@@ -55,14 +66,28 @@ class Evaluation:
     context: Context | None
     evaluate_of_dataset: bool = False  # compute_metrics is dataset.evaluate
     pre_eval_of_dataset: bool = False  # pre_eval is dataset.pre_eval
+    shard: bool = True  # deal the batches out to the ranks
+    sync_buffers: str | None = "broadcast"
+    tmpdir: str | PathLike[str] | None = None  # predictions go through files in it
+    gpu_collect: bool = False  # or from device to device
+    compute_on: str = "rank0"  # who calls compute_metrics
 
     @contextmanager
-    def session(self, dataloader: Iterable[Any] | None) -> Iterator[None]:
-        """Keep training as it stands while the body evaluates and saves."""
+    def session(
+        self, dataloader: Iterable[Any] | None, section: Section, place: Any = None
+    ) -> Iterator[None]:
+        """Keep training as it stands while the body evaluates and saves.
+
+        Args:
+            dataloader: What is evaluated.
+            section: What all ranks go through together; they meet when all is ready.
+            place: Plain values that must be the same on all ranks: where training stands.
+        """
         context = nullcontext if self.context is None else self.context
         raised: BaseException | None = None
-        with quiet(self.modules, dataloader), context():
+        with quiet(self.modules, dataloader), without_ddp_broadcast(), context():
             try:
+                self._get_ready(section, place)
                 yield
             except BaseException as error:
                 raised = error
@@ -70,25 +95,38 @@ class Evaluation:
         if raised is not None:  # swallowed by the context: there is no result to go on with
             raise raised
 
+    def _get_ready(self, section: Section, place: Any) -> None:
+        """Meet the other ranks, and make the models' buffers the same everywhere."""
+        if section.team.alone:
+            return
+        named = buffers_of(self.modules) if self.sync_buffers is not None else []
+        section.meet("ready", [place, layout_of(named)], _check_same_place)
+        if named and self.sync_buffers is not None:
+            equalise([buffer for _, buffer in named], self.sync_buffers, section.team)
+
     def run(
         self,
         dataloader: Iterable[Any] | None,
         trainer: Engine | None,
         *,
-        announce: Callable[[dict[str, Any], Sequence[str]], None] | None,
+        section: Section,
+        judge: Judge | None = None,
+        adopt: Callable[[dict[str, Any], Any], None] | None = None,
     ) -> Outcome:
         """Evaluate, inside a :meth:`session`.
 
         Args:
             dataloader: The batches; ``None`` for a function evaluator.
             trainer: Passed to a function evaluator.
-            announce: Called with the complete, plain metrics, and the names of those that
-                came from ``compute_metrics`` or the function (but for a validation loss),
-                before the evaluator fires ``COMPLETED``.  ``None``: only answer, and do not
-                fire it.
+            section: What all ranks go through together.
+            judge: Called on rank 0 with the complete, plain metrics, and the names of those that
+                came from ``compute_metrics`` or the function (but for a validation loss).  What
+                it returns is told to all.  ``None``: only answer, and do not fire ``COMPLETED``
+                on the evaluator.
+            adopt: Called on every rank with the metrics and what ``judge`` returned, before the
+                evaluator fires ``COMPLETED``.
         """
         started = time.perf_counter()
-        computed: list[str] = []
         compute, pre_eval = self._methods(dataloader)
         collector = None
         if compute is not None and self.function is None:
@@ -96,43 +134,76 @@ class Evaluation:
         source = [None] if self.function is not None else dataloader
         if source is None:
             raise ValueError("there is no dataloader to evaluate on; pass one to evaluate()")
-        batches = plan_batches(source, self.limit_batches, order=collector is not None)
-
-        def collect(output: Any, count: int | None) -> None:
-            if collector is not None:
-                collector.add(output, count, batches.next_indices())
-
-        outcome: dict[str, Any] = {}
+        team = section.team
+        turn = None
+        if self.function is None and not team.alone:
+            turn = Turn(team.rank, team.size, section.tell)
+        batches = plan_batches(
+            source, self.limit_batches, order=collector is not None, turn=turn, shard=self.shard
+        )
+        verdict: Any = None
 
         def complete(metrics: dict[str, Any]) -> None:
+            nonlocal verdict
+            found: Mapping[str, Any] | None = None
             if self.function is not None:
                 found = check_mapping(self.function(trainer), "the evaluator function")
-                metrics.update(found)
-                computed.extend(name for name in found if name != "val_loss")
-            elif collector is not None and compute is not None:
-                computed.extend(self._compute(compute, collector.results(), metrics))
-            for name in list(metrics):
-                metrics[name] = to_number(metrics[name])
-            for name, function in self.derive.items():
-                if name in metrics:
-                    raise EvaluationError(f"derive={name!r} would overwrite a metric of that name")
-                metrics[name] = to_number(function(metrics))
-            outcome.update(metrics)
-            if announce is not None:
-                announce(outcome, computed)
+            elif collector is not None and compute is not None and self.compute_on == "all":
+                results = section.meet("predictions", None, lambda said: collector.results())
+                found = self._call(compute, results)
 
-        with nullcontext() if self.function is not None else grad_mode(self.evaluator):
+            def finish(said: Sequence[Mapping[str, str]]) -> tuple[dict[str, Any], Any]:
+                _refuse_differing(said)
+                computed = found
+                if computed is None and collector is not None and compute is not None:
+                    computed = self._call(compute, collector.results())
+                names = self._add_computed(metrics, computed or {})
+                self._finish(metrics)
+                return dict(metrics), None if judge is None else judge(metrics, names)
+
+            own = {} if team.alone else {n: repr(to_number(v)) for n, v in metrics.items()}
+            told, verdict = section.meet("metrics", own, finish)
+            metrics.clear()
+            metrics.update(told)
+            outcome.update(told)
+            if adopt is not None:
+                adopt(outcome, verdict)
+
+        outcome: dict[str, Any] = {}
+        with ExitStack() as stack:
+            carrier = Carrier()
+            if self.function is None:
+                stack.enter_context(grad_mode(self.evaluator))
+            if collector is not None:
+                carrier = stack.enter_context(open_carrier(section, self.tmpdir, self.gpu_collect))
             samples = run_pass(
                 self.evaluator,
                 batches,
-                collect=collect if collector is not None else None,
+                collector=collector,
                 complete=complete,
-                answer_only=announce is None,
+                answer_only=judge is None,
+                section=section,
+                carrier=carrier,
+                lockstep=self._spare(source) if turn and is_sharded(self.modules) else None,
             )
         seconds = time.perf_counter() - started
         if self.function is not None:
             samples = None
-        return Outcome(outcome, samples, seconds)
+        return Outcome(outcome, samples, seconds, verdict)
+
+    @staticmethod
+    def _spare(data: Iterable[Any]) -> Callable[[], Any]:
+        """Return a function that gives a batch to a rank that has none."""
+        return lambda: next(iter(plan_batches(data, 1)))
+
+    def _finish(self, metrics: dict[str, Any]) -> None:
+        """Make metrics plain, and add those derived from them."""
+        for name in list(metrics):
+            metrics[name] = to_number(metrics[name])
+        for name, function in self.derive.items():
+            if name in metrics:
+                raise EvaluationError(f"derive={name!r} would overwrite a metric of that name")
+            metrics[name] = to_number(function(metrics))
 
     def _methods(self, dataloader: Any) -> tuple[ComputeMetrics | None, PreEval | None]:
         """Return ``compute_metrics`` and ``pre_eval`` for the data evaluated on.
@@ -151,13 +222,17 @@ class Evaluation:
                 raise ValueError("pre_eval=True needs a dataset with a method pre_eval")
         return compute, pre_eval
 
-    def _compute(
-        self, compute: ComputeMetrics, results: list[Any], metrics: dict[str, Any]
-    ) -> list[str]:
+    def _call(self, compute: ComputeMetrics, results: list[Any]) -> Mapping[str, Any]:
         kwargs = dict(self.eval_kwargs)
         if "logger" in parameters_of(compute)[0] and "logger" not in kwargs:
             kwargs["logger"] = logger
-        found = check_mapping(compute(results, **kwargs), "compute_metrics")
+        return check_mapping(compute(results, **kwargs), "compute_metrics")
+
+    def _add_computed(self, metrics: dict[str, Any], found: Mapping[str, Any]) -> list[str]:
+        """Add what a function has computed; return the names that ``"auto"`` may choose first."""
+        if self.function is not None:
+            metrics.update(found)
+            return [name for name in found if name != "val_loss"]
         clash = [name for name in found if name in metrics]
         if clash:
             raise EvaluationError(
@@ -166,6 +241,30 @@ class Evaluation:
             )
         metrics.update(found)
         return list(found)
+
+
+def _check_same_place(said: Sequence[Any]) -> None:
+    """Refuse ranks of which one stands elsewhere, or has another model."""
+    for rank, (place, layout) in enumerate(said):
+        for what, own, first in (("stands at", place, said[0][0]), ("has the buffers", layout,
+                                                                   said[0][1])):  # fmt: skip
+            if own != first:
+                raise EvaluationError(
+                    f"rank {rank} {what} {own!r:.200}, rank 0 {first!r:.200}: every rank needs the "
+                    "same model, and the same state loaded"
+                )
+
+
+def _refuse_differing(said: Sequence[Mapping[str, str]]) -> None:
+    """Refuse metrics that a handler has written differently on different ranks."""
+    for rank, values in enumerate(said[1:], start=1):
+        for name, value in values.items():
+            if name in said[0] and said[0][name] != value:
+                raise EvaluationError(
+                    f"the metric {name!r} is {said[0][name]:.80} on rank 0 and {value:.80} on rank "
+                    f"{rank}: a handler wrote it there, and each rank sees its share of the data "
+                    "only; make it an ignite Metric, or use derive= or compute_metrics="
+                )
 
 
 def method_of_dataset(dataloader: object, name: str) -> Callable[..., Any] | None:

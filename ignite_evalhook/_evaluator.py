@@ -13,7 +13,9 @@ from torch import nn
 from ._engine import grad_mode, run_pass
 from ._loading import plan_batches
 from ._quiet import quiet
+from ._torchmetrics import as_ignite_metric, is_torchmetric
 from ._val_loss import ValLoss
+from ._whole_state import unwrap
 
 __all__ = ["create_evaluator"]
 
@@ -66,7 +68,7 @@ class ModelEvaluator(Engine):
 
 def create_evaluator(
     model: nn.Module,
-    metrics: Mapping[str, Metric] | None = None,
+    metrics: Mapping[str, Any] | None = None,
     *,
     loss_fn: Callable[[Any, Any], Any] | None = None,
     device: str | torch.device | None = None,
@@ -84,7 +86,8 @@ def create_evaluator(
 
     Args:
         model: The model.  Wrappers for data parallelism are taken off.
-        metrics: Name to Ignite metric, attached in this order.
+        metrics: Name to metric, attached in this order: Ignite's, or of ``torchmetrics``, of
+            which a ``MetricCollection`` gives its results under their own names.
         loss_fn: ``loss_fn(y_pred, y)`` becomes the validation loss: a scalar (the mean of the
             batch), a tensor of shape ``(batch,)``, a mapping of losses, or a ``ValLoss``.
         device: Where batches go.  ``None``: where the model's first parameter is.
@@ -108,10 +111,13 @@ def create_evaluator(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    attached: dict[str, Metric] = {}
     for name, metric in (metrics or {}).items():
-        if not isinstance(metric, Metric):
+        attached[name] = as_ignite_metric(metric) if is_torchmetric(metric) else metric
+        if not isinstance(attached[name], Metric):
             raise TypeError(
-                f"metrics[{name!r}] must be an ignite.metrics.Metric, got {type(metric).__name__}"
+                f"metrics[{name!r}] must be an ignite.metrics.Metric, or a metric of torchmetrics, "
+                f"got {type(metric).__name__}"
             )
     for argument, value in (("loss_fn", loss_fn), ("prepare_batch", prepare_batch), ("step", step)):
         if value is not None and not callable(value):
@@ -127,16 +133,9 @@ def create_evaluator(
     if step is None:
         step = _make_step(bare, loss_fn, device, non_blocking, prepare_batch, amp_dtype)
     evaluator = ModelEvaluator(step, bare, inference_mode=inference_mode)
-    for name, metric in (metrics or {}).items():
-        metric.attach(evaluator, name)
+    for name, own in attached.items():
+        own.attach(evaluator, name)
     return evaluator
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """Return the model inside ``DistributedDataParallel`` or ``DataParallel``."""
-    if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
-        return unwrap(model.module)
-    return model
 
 
 def _make_step(

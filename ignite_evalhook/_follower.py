@@ -92,6 +92,7 @@ class Follower:
         self._score: Callable[[str], float] = lambda metric: -math.inf
         self._position: Callable[[Engine], Position] | None = None
         self.run_id = ""
+        self.writes = True  # whether this process is the one that touches files
         self.targets: tuple[Target, ...] = ()
         if AUTO not in self.wanted:
             self.targets = tuple(make_target(metric, n) for metric, n in self.wanted.items())
@@ -228,10 +229,30 @@ class Follower:
         """Say where scores (signed, higher is better) and positions are to be had."""
         self._score, self._position = score, position
 
-    def save(self, engine: Engine, scores: Mapping[str, float]) -> set[str]:
+    @property
+    def to_save(self) -> Mapping[str, Any]:
+        """What a best file holds."""
+        return {} if self.checkpoint is None else self.checkpoint.to_save
+
+    def would_save(self, scores: Mapping[str, float]) -> bool:
+        """Return whether :meth:`save` would write a file."""
+        return any(
+            checkpoint.would_save(scores[metric])
+            for metric, checkpoint in self._checkpoints.items()
+            if metric in scores
+        )
+
+    def save(
+        self, engine: Engine, scores: Mapping[str, float], states: Mapping[str, Any] | None = None
+    ) -> set[str]:
         """Save what belongs to the top-k.
 
         What it makes superfluous stays until :meth:`settle`, and :meth:`undo` takes it back.
+
+        Args:
+            engine: The trainer.
+            scores: The scores by metric.
+            states: What to write; by default the states of what is saved.
 
         Returns:
             The metrics whose files could not be written, where that is allowed.
@@ -245,7 +266,7 @@ class Follower:
             if metric not in scores:
                 continue
             try:
-                checkpoint.save(engine)
+                checkpoint.save(engine, states)
             except CheckpointError as error:
                 if checkpoint.on_save_error != "warn":
                     raise
@@ -273,6 +294,36 @@ class Follower:
         entries = self._files.sidecar.of(metric) if self._files is not None else ()
         listed = {e.file: e for e in (*self._live.get(metric, ()), *entries) if e.file in files}
         self._live[metric] = sort_entries(self.target(metric), listed.values())
+
+    def account(self) -> dict[str, Any] | None:
+        """Return what is known of best files, for ranks that touch none."""
+        if self._files is None:
+            return None
+        return {
+            "sidecar": self._files.sidecar.to_json(),
+            "kept": {m: [e.to_dict() for e in kept] for m, kept in self._live.items()},
+        }
+
+    def adopt_account(self, account: Mapping[str, Any] | None) -> None:
+        """Take over what the writing rank knows of best files."""
+        if account is None or self.checkpoint is None:
+            self._files = None
+            return
+        sidecar = Sidecar.from_json(account["sidecar"])
+        self._live = {
+            metric: tuple(as_live(Kept.from_dict(entry)) for entry in kept)
+            for metric, kept in account["kept"].items()
+        }
+        self._files = BestFiles(self.checkpoint.saver.target, sidecar, self.checkpoint.alias)
+
+    def adopt_choice(self, metric: str | None) -> None:
+        """Take over what ``"auto"`` has chosen on the deciding rank."""
+        if metric is not None and not self.targets and AUTO in self.wanted:
+            self.targets = (self._make_target(metric, self.wanted[AUTO]),)
+
+    def scores(self) -> dict[str, float]:
+        """Return the best score of each metric so far."""
+        return {metric: leader.score for metric, leader in self.leaders.items()}
 
     def accept(self, improved: Iterable[str], scores: Mapping[str, float], at: Position) -> None:
         """Remember new bests."""
@@ -336,7 +387,13 @@ class Follower:
 
     def _bind(self) -> None:
         where = self.where
-        if where is None or self.checkpoint is None or not self.targets or self._position is None:
+        if (
+            not self.writes
+            or where is None
+            or self.checkpoint is None
+            or not self.targets
+            or self._position is None
+        ):
             return
         empty = Sidecar(self.name, self.run_id, self.targets)
         self._files = BestFiles(where, empty, self.checkpoint.alias)

@@ -16,13 +16,13 @@ from os import PathLike
 from typing import Any, ClassVar, TypeVar, overload
 
 from ignite.engine import Engine
-from ignite.handlers import EarlyStopping
+from ignite.handlers import EarlyStopping, EMAHandler
 from torch import nn
 
 from ._args import options_of
 from ._arguments import (
+    as_context,
     check_choice,
-    check_context,
     check_count,
     check_dataloader,
     check_eval_kwargs,
@@ -32,7 +32,6 @@ from ._arguments import (
 )
 from ._best import INIT_VALUE_MAP, KEEP_ALL, RULE_MAP, Best, Compare, Target
 from ._checkpoint import BestCheckpoint
-from ._distributed import require_one_process
 from ._early_stopping import SafeEarlyStopping, check_options
 from ._engine import handler_owners
 from ._evaluation import (
@@ -83,7 +82,9 @@ Interval = int | float | Fraction | Sequence[int] | timedelta | None
 class EvalHook:
     """Evaluate while training, keep the best checkpoint, stop early.
 
-    The hook is right on one process; this version refuses to run on more.
+    The hook is right on any number of processes: construct and attach it on every rank alike.
+    Each rank evaluates its share of the batches; rank 0 computes, decides and writes files, and
+    tells all.  :class:`DistEvalHook` is the same under MMCV's name.
 
     Args:
         dataloader: A ``DataLoader`` or any re-iterable of batches; or ``None``, and then
@@ -100,7 +101,7 @@ class EvalHook:
         by_epoch: Steps are completed epochs (``True``) or iterations of the trainer.
         dynamic_intervals: ``[(from_step, interval), ...]``.
         at_end: Evaluate also when the run ends off the grid.
-        limit_batches: Evaluate the first so many batches only.
+        limit_batches: Evaluate the first so many batches only, counted over all ranks.
         save_best: The metric to follow: a name, a list of names, a mapping name -> files to
             keep, ``"auto"`` (the first scalar), or ``None``.
         rule: ``"greater"`` or ``"less"``, or a mapping name -> rule; inferred by default.
@@ -118,15 +119,23 @@ class EvalHook:
         pre_eval: ``pre_eval(output, indices) -> list`` reduces a batch before it is kept;
             ``True`` is ``dataset.pre_eval``.
         derive: Name -> function of the other metrics, computed last, in order.
-        context: Returns a context manager to evaluate (and save the best) in.
+        context: Returns a context manager to evaluate (and save the best) in; or Ignite's
+            ``EMAHandler``, whose averaged weights are then evaluated and saved.
         on_bad_score: ``"raise"`` or ``"skip"``: when the followed metric is missing or no number.
         preflight: Check one batch and the folder before the first step.
-        shard: Without effect on one process.
-        sync_buffers: Without effect on one process: ``"broadcast"``, ``"mean"`` or ``None``.
+        shard: Deal the batches out to the ranks.  ``False``: ``dataloader`` is this rank's own
+            part already.
+        sync_buffers: Make the models' buffers the same on all ranks for the evaluation (and the
+            file of the best): ``"broadcast"`` rank 0's, or the ``"mean"``; ``None``: leave them.
+            Afterwards each rank has its own back.
         name: Tells several hooks apart in files, state, logs and events.
-        broadcast_bn_buffer: MMCV's name; without effect on one process.
-        tmpdir: MMCV's; without effect on one process.
-        gpu_collect: MMCV's; without effect on one process.
+        broadcast_bn_buffer: MMCV's; ``False`` is ``sync_buffers=None``.
+        tmpdir: MMCV's: collect predictions through files in a private folder within this one,
+            which all ranks must share.  ``None``: through the processes' own connections.
+        gpu_collect: MMCV's: collect predictions through the devices.
+        compute_on: ``"rank0"`` calls ``compute_metrics`` on rank 0, whose memory alone holds all
+            predictions; ``"all"`` on every rank, for one that talks to the other ranks itself.
+            Rank 0's result counts.
         clock: Seconds that only grow, for a ``timedelta``.
         **eval_kwargs: Passed to ``compute_metrics``.
 
@@ -171,7 +180,7 @@ class EvalHook:
         compute_metrics: ComputeMetrics | None = None,
         pre_eval: PreEval | bool | None = None,
         derive: Mapping[str, Callable[[Mapping[str, Any]], Any]] | None = None,
-        context: Context | None = None,
+        context: Context | EMAHandler | None = None,
         on_bad_score: str = "raise",
         preflight: bool = True,
         shard: bool = True,
@@ -180,6 +189,7 @@ class EvalHook:
         broadcast_bn_buffer: bool | None = None,
         tmpdir: str | PathLike[str] | None = None,
         gpu_collect: bool = False,
+        compute_on: str = "rank0",
         clock: Callable[[], float] = time.monotonic,
         **eval_kwargs: Any,
     ) -> None:
@@ -187,13 +197,13 @@ class EvalHook:
         check_choice("broadcast_bn_buffer", broadcast_bn_buffer, (True, False, None))
         if tmpdir is not None and not isinstance(tmpdir, (str, PathLike)):
             raise TypeError(f"tmpdir must be a folder or None, got {tmpdir!r}")
+        check_choice("compute_on", compute_on, ("rank0", "all"))
         check_choice("preset", preset, (None, *sorted(PRESETS)))
         check_count("limit_batches", limit_batches)
         check_dataloader(dataloader)
         check_functions(compute_metrics=compute_metrics, clock=clock)
         if clock is None:
             raise TypeError("clock must be a function, got None")
-        check_context(context)
         if dataloader is None:
             check_without_data(
                 compute_metrics=compute_metrics, pre_eval=pre_eval, limit_batches=limit_batches
@@ -225,9 +235,14 @@ class EvalHook:
             dict(eval_kwargs),
             as_pre_eval(pre_eval, compute_metrics, dataloader),
             check_derive(derive),
-            context,
+            as_context(context),
             of_dataset,
             pre_eval is True,
+            shard,
+            None if broadcast_bn_buffer is False else sync_buffers,
+            tmpdir,
+            gpu_collect,
+            compute_on,
         )
         if checkpoint is not None:
             if n_saved != 1:
@@ -343,7 +358,6 @@ class EvalHook:
                     f"another hook named {self.name!r} is attached to this trainer; give one of "
                     "them another name="
                 )
-        require_one_process()
         self._session.attach(trainer)
         return self
 
@@ -533,13 +547,14 @@ class EvalHook:
             raise ValueError("keep_last was called already")
         objects = {**to_save, "trainer": trainer, "eval_hook": self}
         last = LastCheckpoint(
-            folder.storage, folder.last_name, objects, trainer, every, lambda: len(self.history)
-        )
+            folder.storage, folder.last_name, objects, trainer, every, lambda: len(self.history),
+            session.team,
+        )  # fmt: skip
         if resume:
             resumed = last.resume()
         else:
             resumed = False
-            last.read()  # refuses a file that is not ours to replace
+            last.refuse_foreign()
         session.last = last
         return resumed
 

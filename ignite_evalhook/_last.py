@@ -14,14 +14,14 @@ from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
-from ignite.handlers import Checkpoint
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader
 
 from ._best_files import DeferredSaver
-from ._evaluator import unwrap
 from ._load_best import load_objects, read_checkpoint
 from ._storage import Storage
+from ._team import Team
+from ._whole_state import unwrap, whole_states
 from .exceptions import CheckpointError, StateError
 
 __all__: list[str] = []
@@ -39,6 +39,7 @@ class LastCheckpoint:
         trainer: The engine that trains.
         every: Save at every so many occasions.
         version: Tells whether anything but the trainer's counters has changed.
+        team: The ranks.  Rank 0 writes, with every rank's random generators; all read.
     """
 
     def __init__(
@@ -49,7 +50,9 @@ class LastCheckpoint:
         trainer: Engine,
         every: int,
         version: Callable[[], int],
+        team: Team,
     ) -> None:
+        self._team = team
         self._storage = storage
         self._file = file
         self._to_save = dict(to_save)
@@ -58,26 +61,29 @@ class LastCheckpoint:
         self._version = version
         self._saved_at: tuple[int, int] | None = None
         self._loaded_at: tuple[int, int] | None = None
-        self._random = RandomState(trainer)
+        self._random = RandomState(trainer, team.rank)
         for event in PASSES:
             trainer.add_event_handler(event, self._random.note_pass)
-        self._checkpoint = Checkpoint(
-            {**self._to_save, "random": self._random},
-            DeferredSaver(storage),
-            filename_pattern=file.replace("{", "{{").replace("}", "}}"),
-            n_saved=None,
-        )
+        self._saver = DeferredSaver(storage)
 
     def resume(self) -> bool:
-        """Load the file, if there is one.
+        """Load the file, if there is one; on every rank.
 
         Raises:
             StateError: If it was not written by ``keep_last``, or for other objects.
             CheckpointError: If it is damaged.
         """
+        with self._team.together(f"reading {self._file}") as section:
+            there = section.meet("looking", None, lambda said: self._storage.exists(self._file))
+            return there and self._load()
+
+    def _load(self) -> bool:
         checkpoint = self.read()
         if checkpoint is None:
-            return False
+            raise CheckpointError(
+                f"rank {self._team.rank} finds no {self._storage.path(self._file)}, which rank 0 "
+                "has: out_dir must be a folder that all ranks share"
+            )
         where = str(self._storage.path(self._file))
         missing = [name for name in self._to_save if name not in checkpoint]
         if missing:
@@ -91,7 +97,8 @@ class LastCheckpoint:
         # The hook first: it is the one that may refuse, and then nothing else has changed.
         names = sorted(self._to_save, key=lambda name: (name != "eval_hook", name != "trainer"))
         load_objects({name: self._to_save[name] for name in names}, checkpoint, where)
-        self._random.pending = checkpoint.get("random")
+        if "random" in checkpoint:
+            self._random.load_state_dict(checkpoint["random"])
         self._loaded_at = self._now()
         return True
 
@@ -113,6 +120,17 @@ class LastCheckpoint:
             where = self._storage.path(self._file)
             raise StateError(f"{where} was not written by keep_last(); {advice}")
         return checkpoint
+
+    def refuse_foreign(self) -> None:
+        """Refuse a file of that name that is not ours to replace; on every rank.
+
+        Raises:
+            StateError: If it was not written by ``keep_last``.
+            CheckpointError: If it is damaged.
+        """
+        with self._team.together(f"looking at {self._file}"):
+            if self._team.leads:
+                self.read()
 
     def close(self) -> None:
         """Stop listening."""
@@ -145,11 +163,14 @@ class LastCheckpoint:
 
     def _save(self, engine: Engine, event: Any) -> None:
         engine.remove_event_handler(self._save, event)
-        event_name = engine.last_event_name
-        try:
-            self._checkpoint(engine)
-        finally:
-            engine.last_event_name = event_name
+        with self._team.together(f"writing {self._file}") as section:
+            states = whole_states(self._to_save, self._team)
+            everyone: list[Any] = []
+            own = None if self._team.alone else self._random.state_dict()
+            section.meet("random generators", own, everyone.extend)
+            if self._team.leads:
+                random_state = {**self._random.state_dict(), "ranks": _copied(everyone[1:])}
+                self._saver({**states, "random": random_state}, self._file)
         self._saved_at = self._now()
 
     def _now(self) -> tuple[int, int]:
@@ -162,8 +183,9 @@ class RandomState:
     Loading is put off until training starts, since building the model draws from them.
     """
 
-    def __init__(self, trainer: Engine) -> None:
+    def __init__(self, trainer: Engine, rank: int = 0) -> None:
         self._trainer = trainer
+        self._rank = rank
         self.pending: Mapping[str, Any] | None = None
         self._before_pass: list[torch.Tensor] = []
 
@@ -174,7 +196,7 @@ class RandomState:
     def state_dict(self) -> dict[str, Any]:
         """Return the state of torch's, Python's and NumPy's generators and of the loader's."""
         if self.pending is not None:  # training goes on from there, not from here
-            return dict(self.pending)
+            return {key: value for key, value in self.pending.items() if key != "ranks"}
         version, words, gauss = random.getstate()
         state: dict[str, Any] = {
             "torch": torch.get_rng_state(),
@@ -191,8 +213,9 @@ class RandomState:
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Keep ``state`` for :meth:`restore`."""
-        self.pending = state
+        """Keep ``state`` for :meth:`restore`: what it holds of this rank, if it does."""
+        ranks = [state, *state.get("ranks", ())]
+        self.pending = ranks[self._rank] if self._rank < len(ranks) else None
 
     def restore(self) -> None:
         """Set the generators to the loaded state, once."""
@@ -250,6 +273,15 @@ class RandomState:
         found = [getattr(holder, "generator", None) for holder in holders]
         unique = {id(g): g for g in found if isinstance(g, torch.Generator)}
         return list(unique.values())
+
+
+def _copied(value: Any) -> Any:
+    """Copy the tensors of a nested state, which were views of one message."""
+    if isinstance(value, torch.Tensor):
+        return value.clone()
+    if isinstance(value, dict):
+        return {key: _copied(item) for key, item in value.items()}
+    return [_copied(item) for item in value] if isinstance(value, list) else value
 
 
 def _set_states(generators: Iterable[torch.Generator], states: Iterable[torch.Tensor]) -> None:

@@ -15,6 +15,7 @@ from ._best import Best
 from ._best_files import as_best, sidecar_name
 from ._sidecar import Kept, Sidecar, is_foreign
 from ._storage import Storage, open_storage
+from ._whole_state import load_whole
 from .exceptions import CheckpointError
 
 __all__ = ["find_best", "load_best"]
@@ -130,7 +131,14 @@ def load_objects(to_load: Mapping[str, Any], checkpoint: dict[str, Any], where: 
     missing = [name for name in to_load if name not in checkpoint]
     if missing and (len(to_load) > 1 or not _is_state_of(checkpoint, to_load[missing[0]])):
         raise ValueError(f"{where} has no {missing}; it has {list(checkpoint)}")
-    Checkpoint.load_objects(to_load=to_load, checkpoint=checkpoint)
+    if len(to_load) == 1 and missing:
+        load_whole(next(iter(to_load.values())), checkpoint)
+        return
+    for name, item in to_load.items():
+        if hasattr(item, "load_state_dict"):
+            load_whole(item, checkpoint[name])
+        else:  # a mapping or a list of objects, or nothing that can be loaded
+            Checkpoint.load_objects(to_load={name: item}, checkpoint={name: checkpoint[name]})
 
 
 def _is_state_of(checkpoint: Mapping[str, Any], item: Any) -> bool:

@@ -1,7 +1,8 @@
 """Go through the evaluation data once.
 
-:class:`Batches` is one pass over a loader: it counts, it stops after ``limit_batches``, it can
-not be started twice, and it knows which samples of the dataset a batch holds.
+:class:`Batches` is one pass over a loader, or over one rank's share of it: it counts, it stops
+after ``limit_batches``, it can not be started twice, and it knows which samples of the dataset a
+batch holds.
 """
 
 from __future__ import annotations
@@ -12,8 +13,11 @@ from itertools import islice
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler
 
+from ._order import draw, index_sampler, length_of, smallest
+from ._sharding import ALONE, Dealt, Part, Shard, Turn, deal, is_stream, whole_of, with_sampler
 from .exceptions import EvaluationError
 
 __all__: list[str] = []
@@ -22,8 +26,19 @@ __all__: list[str] = []
 class Batches:
     """One pass over some batches.
 
+    Args:
+        source: The batches.
+        length: How many they are, if it is known beforehand.
+        limit: Batches to stop after; ``None`` for all.
+        indices: The dataset indices of each batch, if they are known.
+        turn: This rank's, if ``source`` is shared by ranks; ``None``: each has its own.
+        total: Number of batches of all ranks, if ``source`` is this rank's share; ``None``: it
+            holds those of all ranks.
+
     Attributes:
         length: Number of batches, if it is known beforehand.
+        total: Number of batches of all ranks; ``None`` before it is known, and where each rank
+            has its own.
         seen: Batches evaluated so far; counted by whoever takes them.
     """
 
@@ -33,13 +48,18 @@ class Batches:
         length: int | None,
         limit: int | None,
         indices: Iterable[list[int]] | None,
+        *,
+        turn: Turn | None = ALONE,
+        total: int | None = None,
     ) -> None:
-        self.length = length if limit is None or length is None else min(length, limit)
+        self.length = None if length is None else smallest(length, limit)
+        self.total = self.length if turn is ALONE else total
         self.seen = 0
         self._source = source
         self._limit = limit
         self._iterator: Iterator[Any] | None = None
         self._indices = None if indices is None else iter(indices)
+        self._turn = turn
         self._at_end = False
 
     def __iter__(self) -> Iterator[Any]:
@@ -50,10 +70,24 @@ class Batches:
 
     def _once(self) -> Iterator[Any]:
         # Batches are counted by who takes them: a Python frame for each one costs too much here.
-        yield from islice(iter(self._source), self._limit)
+        batches: Iterator[Any] = islice(iter(self._source), self._limit)
+        if self._turn is not None and self._turn is not ALONE and self.total is None:
+            batches = self._pick(batches, self._turn)
+        yield from batches
         self._at_end = True
-        if self.seen == 0:
-            raise EvaluationError("the evaluation data is empty: no batch came")
+        if self._turn is ALONE:
+            self.total = self.seen
+            if self.seen == 0:
+                raise EvaluationError("the evaluation data is empty: no batch came")
+
+    def _pick(self, batches: Iterator[Any], turn: Turn) -> Iterator[Any]:
+        """Give this rank's batches out of all, and count these."""
+        total = 0
+        for batch in batches:
+            if total % turn.world_size == turn.rank:
+                yield batch
+            total += 1
+        self.total = total
 
     @property
     def exhausted(self) -> bool:
@@ -64,32 +98,102 @@ class Batches:
         """Return the dataset indices of the next batch; ``None`` if they cannot be known."""
         return None if self._indices is None else next(self._indices, None)
 
+    def numbers(self) -> list[int] | None:
+        """Return the number, 0-based, that each batch seen has among those of all ranks.
+
+        ``None`` if each rank has its own.
+        """
+        if self._turn is None:
+            return None
+        return list(self._turn.numbers(self.seen * self._turn.world_size))
+
     def close(self) -> None:
         """Let go of the loader's iterator, and so of its worker processes."""
         self._iterator = None
         self._source = ()
 
 
-def plan_batches(data: Iterable[Any], limit: int | None = None, *, order: bool = False) -> Batches:
-    """Plan one pass over ``data``.
+def plan_batches(
+    data: Iterable[Any],
+    limit: int | None = None,
+    *,
+    order: bool = False,
+    turn: Turn | None = None,
+    shard: bool = True,
+) -> Batches:
+    """Plan one pass over ``data``, or over one rank's share of it.
 
     Args:
         data: A ``DataLoader`` or any other iterable of batches.
-        limit: Batches to stop after; ``None`` for all.
+        limit: Batches of one process to stop after; ``None`` for all.
         order: Keep track of which samples of the dataset each batch holds.
+        turn: This rank's; ``None``: one process.  All that ranks tell each other is told here.
+        shard: Whether the ranks share ``data``; else, as with a stream, each has its own.
     """
+    alone = turn is None or turn.world_size == 1
+    if turn is not None and not alone and shard and not is_stream(data):
+        return _plan_share(data, limit, order, turn)
+    who = ALONE if alone else None
     if not isinstance(data, DataLoader):
         length = len(data) if isinstance(data, (list, tuple)) else None
-        return Batches(data, length or None, limit, None)
+        return Batches(data, length or None, limit, None, turn=who)
     if isinstance(data.dataset, IterableDataset):
-        return Batches(apart(data), None, limit, None)
+        return Batches(apart(data), None, limit, None, turn=who)
     indices: list[list[int]] | None = None
     if order:
         indices = batch_indices(data)
         if indices is None:
             indices = draw_order(data, limit)
             data = with_order(data, indices)
-    return Batches(apart(data), length_of(data) or None, limit, indices)
+    return Batches(apart(data), length_of(data) or None, limit, indices, turn=who)
+
+
+def _plan_share(data: Iterable[Any], limit: int | None, order: bool, turn: Turn) -> Batches:
+    if isinstance(data, Dealt):
+        data = data.source
+    if isinstance(data, (list, tuple)):
+        part = Part(data, turn.numbers(len(range(len(data))[:limit])))
+        return Batches(part, len(part), None, None, turn=turn, total=part.total)
+    if not isinstance(data, DataLoader):
+        return Batches(data, None, limit, None, turn=turn)
+    loader = data
+    whole = whole_of(loader)
+    twin, shard = share(loader, Shard(whole, turn))
+
+    def drawn() -> list[Any]:
+        if not order and twin._iterator is None:
+            # As a loader does before its sampler draws, so that one process draws the same.
+            torch.empty((), dtype=torch.int64).random_(generator=loader.generator)
+        return draw(whole, limit)
+
+    shard.part = part = deal(whole, turn, limit, drawn=drawn)
+    indices: Iterable[list[int]] | None = None
+    if order:
+        indices = map(list, part) if loader.batch_sampler is not None else ([i] for i in part)
+    # A class of the user's own may give more batches than its sampler names: let it, and see.
+    length = len(part) if type(loader).__iter__ is DataLoader.__iter__ else None
+    return Batches(follow(twin, shard), length, None, indices, turn=turn, total=part.total)
+
+
+def follow(loader: DataLoader[Any], shard: Shard) -> Iterator[Any]:
+    """Go once through a loader that should give just the batches of a settled shard.
+
+    Raises:
+        EvaluationError: If a loader of the user's own class gives others.
+    """
+    wrong = EvaluationError(
+        f"a {type(loader).__name__} does not give the batches that its sampler names, one by one, "
+        "so they cannot be dealt out to ranks; evaluate on a DataLoader that does, or pass "
+        "shard=False if each rank shall evaluate its loader as it is"
+    )
+    given = 0
+    for batch in loader:
+        if not shard.asked:
+            raise wrong
+        given += 1
+        yield batch
+    if given != len(shard):
+        raise wrong
 
 
 _APART: WeakKeyDictionary[DataLoader[Any], DataLoader[Any]] = WeakKeyDictionary()
@@ -110,12 +214,24 @@ def apart(loader: DataLoader[Any]) -> DataLoader[Any]:
     return twin
 
 
-def length_of(loader: DataLoader[Any]) -> int | None:
-    """Return the number of batches; ``None`` if the loader's sampler does not tell."""
-    try:
-        return len(loader)
-    except TypeError:
-        return None
+_SHARED: WeakKeyDictionary[DataLoader[Any], DataLoader[Any]] = WeakKeyDictionary()
+
+
+def share(loader: DataLoader[Any], shard: Shard) -> tuple[DataLoader[Any], Shard]:
+    """Return a loader for one rank's share of the batches, and the shard that it follows.
+
+    Workers that persist follow the shard that they began with: evaluations share that one, as
+    they share a twin by :func:`apart`, and its part is settled anew for each.
+    """
+    persist = loader.num_workers > 0 and loader.persistent_workers
+    earlier = _SHARED.get(loader) if persist else None
+    if earlier is not None:
+        shard = index_sampler(earlier)
+    twin = with_sampler(loader, shard, in_order=True)  # a batch's place tells its number
+    if persist:
+        twin._iterator = None if earlier is None else earlier._iterator
+        _SHARED[loader] = twin
+    return twin, shard
 
 
 def batch_indices(loader: DataLoader[Any]) -> list[list[int]] | None:
@@ -138,26 +254,13 @@ def draw_order(loader: DataLoader[Any], limit: int | None = None) -> list[list[i
         loader: The loader.
         limit: Batches to stop after; ``None`` for all.
     """
-    stops = [stop for stop in (limit, length_of(loader)) if stop is not None]
-    stop = min(stops, default=None)  # some samplers repeat themselves for ever
-    if loader.batch_sampler is None:
-        return [[index] for index in islice(loader.sampler, stop)]
-    return [list(batch) for batch in islice(loader.batch_sampler, stop)]
+    drawn = draw(index_sampler(loader), smallest(limit, length_of(loader)))
+    return [[e] if loader.batch_sampler is None else list(e) for e in drawn]
 
 
 def with_order(loader: DataLoader[Any], order: list[list[int]]) -> DataLoader[Any]:
-    """Return a loader like ``loader``, of whatever class, that serves just these batches.
-
-    Source:
-        Remaking a loader around another sampler is what Accelerate and Lightning do for
-        distributed runs; the code is our own.
-    """
-    served = copy.copy(loader)
+    """Return a loader like ``loader``, of whatever class, that serves just these batches."""
+    sampler: list[Any] = order
     if loader.batch_sampler is None:
-        sampler: dict[str, Any] = {"sampler": [index for batch in order for index in batch]}
-    else:
-        sampler = {"batch_sampler": order}
-    # A loader refuses to let these be set, since its workers would not hear of it; a copy whose
-    # workers do not persist has none yet.
-    vars(served).update(sampler, persistent_workers=False, in_order=True)
-    return served
+        sampler = [index for batch in order for index in batch]
+    return with_sampler(loader, sampler, persistent_workers=False, in_order=True)

@@ -1,4 +1,4 @@
-"""Say one plain line, visible without any logging set-up.
+"""Say one plain line, visible without any logging set-up, on one process only.
 
 ``logging.getLogger("ignite_evalhook").setLevel("WARNING")`` silences the lines of evaluations.
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import logging
 import sys
+
+import torch.distributed as dist
 
 __all__: list[str] = []
 
@@ -25,7 +27,14 @@ class _ShowIfNobodyElseDoes(logging.Handler):
         sys.stderr.flush()
 
 
+def _is_first_rank(record: logging.LogRecord) -> bool:
+    """Return whether this process speaks for all: every rank has the same to say."""
+    # Not by ignite.distributed, whose first call may be a collective.
+    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
+
+
 if not logger.handlers:
     logger.addHandler(_ShowIfNobodyElseDoes())
+    logger.addFilter(_is_first_rank)
 if logger.level == logging.NOTSET:
     logger.setLevel(logging.INFO)

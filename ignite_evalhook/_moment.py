@@ -37,6 +37,37 @@ class Position:
 START = Position(0, 0, 0)
 
 
+@dataclass(frozen=True)
+class Timer:
+    """A time that was set, and the training iteration at which it was.
+
+    Attributes:
+        start: When it was set, in seconds of some clock.
+        seconds: How long it runs.
+        iteration: Iterations completed by then.
+    """
+
+    start: float
+    seconds: float
+    iteration: int
+
+    def is_over(self, now: float) -> bool:
+        """Return whether the time has passed."""
+        return now >= self.start + self.seconds
+
+    def next_look(self, now: float, iteration: int) -> int:
+        """Predict the iteration at which it will be over, by the speed so far.
+
+        At most twice as far as it has come, since training may become slower.
+        """
+        done = iteration - self.iteration
+        left = self.start + self.seconds - now
+        if done < 1 or left <= 0.0 or now <= self.start:
+            return iteration + 1
+        predicted = math.ceil(left * done / (now - self.start))
+        return iteration + max(1, min(predicted, done))
+
+
 def position(
     state: Any, schedule: Schedule, *, epoch_started: bool = False, iteration_started: bool = False
 ) -> Position:

@@ -9,18 +9,23 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ._engine import attached_metrics, grad_mode, has_unknown_handlers, probe
+from ._engine import attached_metrics, check_metrics, grad_mode, has_unknown_handlers, probe
 from ._evaluation import Evaluation, to_number
 from ._follower import Follower, missing_words
 from ._loading import plan_batches
 from ._plain import to_plain
 from ._storage import Storage
+from ._team import Section
 
 __all__: list[str] = []
 
 
-def check_saving(storage: Storage | None, to_save: Mapping[str, Any]) -> None:
+def check_saving(storage: Storage | None, states: Mapping[str, Any]) -> None:
     """Check that files can be written, and be read again by ``torch.load(weights_only=True)``.
+
+    Args:
+        storage: The folder; ``None`` for a process that writes no files.
+        states: What files will hold, by name.
 
     Raises:
         CheckpointError: If the folder cannot be written.
@@ -28,8 +33,8 @@ def check_saving(storage: Storage | None, to_save: Mapping[str, Any]) -> None:
     """
     if storage is not None:
         storage.check_writable()
-    for name, item in to_save.items():
-        to_plain(item.state_dict(), f"to_save[{name!r}]")
+    for name, state in states.items():
+        to_plain(state, f"to_save[{name!r}]")
 
 
 def check_evaluation(
@@ -37,6 +42,7 @@ def check_evaluation(
     dataloader: Iterable[Any] | None,
     follower: Follower,
     more_metrics: Iterable[str],
+    section: Section,
 ) -> None:
     """Evaluate one batch, and check that the followed metrics will be there.
 
@@ -45,6 +51,7 @@ def check_evaluation(
         dataloader: Its batches; ``None`` for a function evaluator, which is not called.
         follower: What ``save_best`` follows.
         more_metrics: Names that early stopping and schedulers follow.
+        section: What all ranks go through together; each takes the same first batch.
 
     Raises:
         ValueError: If a followed metric will not be there.
@@ -57,7 +64,9 @@ def check_evaluation(
     metric_names = attached_metrics(evaluation.evaluator)
     unsure = evaluation.compute_metrics is not None or has_unknown_handlers(evaluation.evaluator)
     sure = {*metric_names, *evaluation.derive}
-    with evaluation.session(dataloader), grad_mode(evaluation.evaluator):
+    if not section.team.alone:
+        check_metrics(evaluation.evaluator)
+    with evaluation.session(dataloader, section), grad_mode(evaluation.evaluator):
         batches = plan_batches(dataloader, 1)
         try:
             batch = next(iter(batches))

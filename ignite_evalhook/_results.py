@@ -1,23 +1,49 @@
 """Collect predictions, one item per sample, in the order of the dataset.
 
 Only a ``compute_metrics`` needs them; without one nothing is kept.
+
+A batch is kept as a *table*: its columns, copied to the host, each in one piece of memory.  The
+split into items comes at the end, and costs next to nothing then.  Tables are nested tuples of
+plain values, so that they can be sent to another process:
+
+=======================================  ==================================================
+table                                    items
+=======================================  ==================================================
+``("rows", tensor or array)``            its rows
+``("ragged", tensor, sizes)``            parts of its rows, ``sizes[i]`` rows in item i
+``("items", list)``                      those
+``("same", value, count)``               the value, as often as that
+``("dict", count, tables, keys)``        dicts of an item of each table
+``("list" or "tuple", count, tables)``   lists or tuples of an item of each table
+=======================================  ==================================================
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections import Counter, OrderedDict, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NoReturn
 
 import torch
+from torch import Tensor
 
-__all__: list[str] = []
+from ._packing import JOINABLE, gc_paused
+from .exceptions import EvaluationError
+
+__all__ = ["PreEval", "ResultCollector", "rows", "to_host"]
 
 PreEval = Callable[[Any, Sequence[int]], Sequence[Any]]
+Table = tuple[Any, ...]
+Part = tuple[int, Sequence[int] | None, int | None, Table]
+
+_DICTS = (dict, OrderedDict, defaultdict, Counter)
+_IMMUTABLE = frozenset({bool, int, float, complex, str, bytes, type(None)})
+_DEVICE_JOIN = 16 * 1024 * 1024  # bytes; joined on a device, which needs them twice
 
 
 class ResultCollector:
-    """Predictions of one evaluation.
+    """Predictions of one evaluation, on one process or its share of several.
 
     Args:
         pre_eval: ``pre_eval(output, indices) -> list`` reduces a batch before anything is kept.
@@ -25,50 +51,104 @@ class ResultCollector:
 
     def __init__(self, pre_eval: PreEval | None = None) -> None:
         self._pre_eval = pre_eval
-        self._parts: list[tuple[list[int] | None, list[Any]]] = []
-        self._seen = 0
+        self._parts: list[Part] = []
+        self._next = 0  # number of the next batch
+        self._seen: int | None = 0  # samples of all batches before; None: some were not seen here
 
-    def add(self, output: Any, count: int | None, indices: list[int] | None) -> None:
+    def add(
+        self, output: Any, count: int | None, indices: list[int] | None, number: int | None = None
+    ) -> None:
         """Keep one batch.
 
         Args:
             output: The evaluator's output without the validation loss.
             count: Number of samples in it.
             indices: Their indices in the dataset, 0-based; ``None``: the next ``count`` ones.
+            number: Number of the batch among those of all processes, 0-based; ``None``: the next
+                one.
 
         Raises:
             TypeError: If ``pre_eval`` does not return a list, or the output has no samples.
         """
-        if indices is None and count is not None:
-            indices = list(range(self._seen, self._seen + count))
-        self._seen += 0 if count is None else count
-        if self._pre_eval is None:
-            items = rows(output, count)
-        else:
-            reduced = self._pre_eval(output, [] if indices is None else indices)
-            if not isinstance(reduced, (list, tuple)):
-                raise TypeError(f"pre_eval must return a list, got {type(reduced).__name__}")
-            items = [to_host(item) for item in reduced]
-        self._parts.append((indices, items))
+        number = self._next if number is None else number
+        seen = self._seen if number == self._next else None
+        if self._pre_eval is not None:
+            output = self._pre_eval(output, _known(indices, count, seen))
+            if not isinstance(output, (list, tuple)):
+                raise TypeError(f"pre_eval must return a list, got {type(output).__name__}")
+        with torch.inference_mode(False), torch.no_grad():
+            table = _table(output, count) if self._pre_eval is None else _joined(list(output))
+        self._parts.append((number, indices, count, table))
+        self._next = number + 1
+        self._seen = None if seen is None else seen + (0 if count is None else count)
+
+    def parts(self) -> list[Part]:
+        """Return what was collected, as nested plain values, for another rank's ``merge``."""
+        return list(self._parts)
+
+    def merge(self, parts: Iterable[Part]) -> None:
+        """Take in the parts of another rank; their order is that of the batches' numbers."""
+        self._parts.extend(parts)
 
     def results(self) -> list[Any]:
-        """Return all items in dataset order.
+        """Return all items in dataset order, those of merged parts too.
 
         Where ``pre_eval`` gave more or fewer items than samples, which item is of which sample
         cannot be told, unless the batch has one sample: all stay in the order in which they
-        were evaluated.
+        were evaluated, or would have been by one process.
+
+        Tensors are views into the host copy of their batch.
         """
-        items = [item for _, part in self._parts for item in part]
-        order: list[int] = []
-        for indices, part in self._parts:
-            if indices is not None and len(indices) == 1:
-                indices = indices * len(part)
-            if part and (indices is None or len(indices) != len(part)):
-                return items
-            order += indices or () if part else ()
-        return [
-            item for _, item in sorted(zip(order, items, strict=True), key=lambda pair: pair[0])
-        ]
+        items: list[Any] = []
+        order: list[int] | None = []
+        seen = 0
+        with gc_paused():
+            for _, indices, count, table in sorted(self._parts, key=lambda part: part[0]):
+                batch = _items(table)
+                items += batch
+                if indices is None and count is not None:
+                    indices = range(seen, seen + count)
+                seen += 0 if count is None else count
+                if order is None or not batch:
+                    continue
+                if indices is not None and len(indices) == 1:
+                    indices = [indices[0]] * len(batch)
+                if indices is None or len(indices) != len(batch):
+                    order = None
+                else:
+                    order += indices
+        if order is None:
+            return items
+        return [items[place] for place in sorted(range(len(items)), key=order.__getitem__)]
+
+
+def _known(indices: list[int] | None, count: int | None, seen: int | None) -> Sequence[int]:
+    """Return what ``pre_eval`` is told of the samples' indices."""
+    if indices is not None:
+        return indices
+    if count is None:
+        return []
+    return _Unknown(count) if seen is None else list(range(seen, seen + count))
+
+
+class _Unknown(Sequence[int]):
+    """Indices that only one process would know: an error when they are looked at."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: Any) -> NoReturn:
+        raise EvaluationError(
+            "pre_eval asks for indices in the dataset, which this data does not tell: it is no "
+            "DataLoader over a dataset with indices, and other processes evaluate the batches "
+            "before this one; use such a loader, or one process"
+        )
+
+
+# -- from an output to a table --------------------------------------------------------------------
 
 
 def rows(output: Any, count: int | None) -> list[Any]:
@@ -82,37 +162,87 @@ def rows(output: Any, count: int | None) -> list[Any]:
     Raises:
         TypeError: If the output does not tell how many samples it holds.
     """
-    if isinstance(output, torch.Tensor):
+    return _items(_table(output, count))
+
+
+def _table(output: Any, count: int | None) -> Table:
+    """Return a batch's output as a table, in memory of its own."""
+    if isinstance(output, Tensor) or _is_array(output):
         host = to_host(output)
-        return list(host.unbind(0)) if host.ndim else [host]
+        if not host.ndim:
+            return "items", [host]
+        return ("rows", host) if _has_plain_rows(host) else ("items", list(host.unbind(0)))
     if isinstance(output, list):
         if count is not None and len(output) != count and _are_columns(output, count):
-            return [list(row) for row in zip(*(rows(item, count) for item in output), strict=True)]
-        return [to_host(item) for item in output]
-    if _is_array(output):
-        return list(output.copy()) if output.ndim else [output.copy()]
+            return "list", count, [_table(item, count) for item in output]
+        return _joined(output)
     if count is None:
         raise TypeError(
             f"results need one item per sample, but a {type(output).__name__} does not tell how "
             "many samples it holds; return a list, tensor, tuple or mapping, or pass pre_eval="
         )
     if isinstance(output, Mapping):
-        columns = {key: _column(value, count) for key, value in output.items()}
-        return [{key: column[i] for key, column in columns.items()} for i in range(count)]
+        tables = [_column(value, count) for value in output.values()]
+        return "dict", count, tables, list(output)
     if isinstance(output, tuple) and output:
-        return list(zip(*(_column(value, count) for value in output), strict=True))
-    return [to_host(output)] * count
+        return "tuple", count, [_column(value, count) for value in output]
+    return "same", to_host(output), count
 
 
-def _column(value: Any, count: int) -> list[Any]:
-    """Split what stands inside an output, if it has one item or row a sample; else repeat it."""
+def _column(value: Any, count: int) -> Table:
+    """Tabulate what stands inside an output, if it has one item or row a sample; else repeat it."""
     if isinstance(value, tuple) and len(value) == count and not _are_columns(value, count):
-        return [to_host(item) for item in value]  # loaders collate strings and targets so
+        return _joined(list(value))  # loaders collate strings and targets so
+    if isinstance(value, list) and len(value) != count and not _are_columns(value, count):
+        return "same", to_host(value), count
     if isinstance(value, (list, tuple, Mapping)) or _length(value) == count:
-        column = rows(value, count)
-        if len(column) == count:
-            return column
-    return [to_host(value)] * count
+        return _table(value, count)
+    return "same", to_host(value), count
+
+
+def _joined(values: list[Any]) -> Table:
+    """Return a table of one item each: tensors and dicts that are alike become columns."""
+    kinds = set(map(type, values))
+    if kinds <= _IMMUTABLE:
+        return "items", list(values)
+    if len(kinds) == 1 and len(values) > 1:
+        table = _join_alike(values, kinds.pop())
+        if table is not None:
+            return table
+    return "items", [to_host(value) for value in values]
+
+
+def _join_alike(values: list[Any], kind: type) -> Table | None:
+    first, count = values[0], len(values)
+    if kind is Tensor:
+        return _join_tensors(values)
+    if kind is dict:
+        keys = list(first)
+        if all(list(value) == keys for value in values):
+            columns = [_joined([value[key] for value in values]) for key in keys]
+            return "dict", count, columns, keys
+    # Many columns of few items would be slower than the items.
+    elif kind in (list, tuple) and all(len(value) == len(first) <= count for value in values):
+        columns = [_joined([value[i] for value in values]) for i in range(len(first))]
+        return kind.__name__, count, columns
+    return None
+
+
+def _join_tensors(values: list[Tensor]) -> Table | None:
+    """Copy tensors that are alike into one, which is one transfer from a device."""
+    first = values[0]
+    if first.dtype not in JOINABLE or not all(map(_has_plain_rows, values)):
+        return None
+    dtype, device, row = first.dtype, first.device, first.shape[1:]
+    if any(v.dtype is not dtype or v.ndim != first.ndim or v.shape[1:] != row for v in values):
+        return None
+    if any(v.device != device for v in values):
+        return None
+    if device.type != "cpu" and sum(value.nbytes for value in values) > _DEVICE_JOIN:
+        return None
+    if not first.ndim:
+        return "rows", torch.stack(values).cpu()
+    return "ragged", torch.cat(values).cpu(), [len(value) for value in values]
 
 
 def _are_columns(values: Sequence[Any], count: int) -> bool:
@@ -121,23 +251,61 @@ def _are_columns(values: Sequence[Any], count: int) -> bool:
 
 def _length(value: Any) -> int | None:
     """Return the number of rows of a tensor or an array."""
-    is_array = isinstance(value, torch.Tensor) or _is_array(value)
+    is_array = isinstance(value, Tensor) or _is_array(value)
     return len(value) if is_array and value.ndim else None
+
+
+def _has_plain_rows(value: Any) -> bool:
+    """Return whether rows can be taken, and joined, whenever it suits us."""
+    return not isinstance(value, Tensor) or (
+        value.layout is torch.strided and not value.is_nested and not value.is_quantized
+    )
 
 
 def to_host(value: Any) -> Any:
     """Copy every tensor of a nested structure to the CPU, and arrays; keep anything else."""
-    if isinstance(value, torch.Tensor):
+    kind = type(value)
+    if kind in _IMMUTABLE:
+        return value
+    if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True)
     if _is_array(value):
         return value.copy()
-    if type(value) in (list, tuple):
-        return type(value)(to_host(item) for item in value)
-    if type(value) is dict:
-        return {key: to_host(item) for key, item in value.items()}
+    if kind in (list, tuple):
+        return kind(to_host(item) for item in value)
+    if kind in _DICTS:
+        copied = value.copy()
+        for key, item in value.items():
+            copied[key] = to_host(item)
+        return copied
+    if isinstance(value, tuple) and hasattr(kind, "_make"):  # a named tuple
+        return kind._make(to_host(item) for item in value)
     return value
 
 
 def _is_array(value: Any) -> bool:
     numpy = sys.modules.get("numpy")
     return numpy is not None and isinstance(value, numpy.ndarray)
+
+
+# -- from a table to items ------------------------------------------------------------------------
+
+
+def _items(table: Table) -> list[Any]:
+    """Return the items of a table; tensors are views."""
+    kind = table[0]
+    if kind == "rows":
+        return list(table[1].unbind(0)) if isinstance(table[1], Tensor) else list(table[1])
+    if kind == "ragged":
+        return list(torch.split_with_sizes(table[1], table[2]))
+    if kind == "items":
+        return list(table[1])
+    if kind == "same":
+        return [table[1]] * table[2]
+    count, columns = table[1], [_items(column) for column in table[2]]
+    # Without a column, zip() would give no rows.
+    lines: Iterable[tuple[Any, ...]] = zip(*columns, strict=True) if columns else [()] * count
+    if kind == "dict":
+        keys = table[3]
+        return [dict(zip(keys, line, strict=True)) for line in lines]
+    return [list(line) for line in lines] if kind == "list" else list(lines)

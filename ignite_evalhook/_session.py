@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from ignite.engine import Engine, EventEnum, Events
 
@@ -29,6 +29,7 @@ from ._log import logger
 from ._moment import (
     START,
     Position,
+    Timer,
     check_ever_due,
     is_due_here,
     is_due_on_takeover,
@@ -37,7 +38,9 @@ from ._moment import (
 )
 from ._preflight import check_evaluation, check_saving
 from ._schedule import Schedule
+from ._team import Section, Team
 from ._watchers import Watchers
+from ._whole_state import whole_states
 from .exceptions import EvaluationError, StateError
 
 __all__ = ["EvalEvents"]
@@ -79,6 +82,22 @@ class Plan:
     explain: Callable[[Target], str]  # says how a metric's rule came about
 
 
+class Verdict(NamedTuple):
+    """What rank 0 decided about an evaluation, as it is told to all.
+
+    Attributes:
+        scores: The scores that can be compared, by metric.
+        improved: The metrics for which they are a new best.
+        saves: Whether a file is to be written.
+        first: The first followed metric, which ``"auto"`` may just have chosen.
+    """
+
+    scores: dict[str, float]
+    improved: tuple[str, ...]
+    saves: bool
+    first: str | None
+
+
 class Session:
     """One hook at work.
 
@@ -89,6 +108,7 @@ class Session:
 
     def __init__(self, plan: Plan, sender: object) -> None:
         self.plan = plan
+        self.team = Team()  # the ranks, from attach() on
         self.trainer: Engine | None = None
         self.at = START  # of the present or latest evaluation
         self.last: LastCheckpoint | None = None
@@ -99,7 +119,7 @@ class Session:
         self._epoch_start: int | None = None  # iterations completed when the epoch started
         self._evaluating = False
         self._current: Mapping[str, Any] | None = None
-        self._scores: dict[str, float] = {}
+        self._verdict = Verdict({}, (), False, None)
         plan.follower.connect(self.signed_score, lambda engine: self.at)
         self.start_over()
 
@@ -109,7 +129,9 @@ class Session:
         return self.plan.name
 
     def attach(self, trainer: Engine) -> None:
-        """Listen to ``trainer``."""
+        """Listen to ``trainer``; on every rank."""
+        self.team = Team.current()
+        self.plan.follower.writes = self.team.leads
         self.trainer = trainer
         trainer.register_events(*EvalEvents, event_to_attr=EVENT_TO_ATTR)
         for event, handler in self._handlers():
@@ -152,7 +174,7 @@ class Session:
         self._begun = False
         self._ran = False
         self._next_due = 0
-        self._deadline: float | None = None
+        self._timer: Timer | None = None
 
     @contextmanager
     def _handling(self, event: Any) -> Iterator[None]:
@@ -194,13 +216,27 @@ class Session:
         schedule = self.plan.schedule
         if schedule.is_fraction and length and iteration == trainer.state.epoch * length:
             return  # the end of an epoch: EPOCH_COMPLETED comes next
-        if self._deadline is not None:
-            if self.plan.clock() >= self._deadline and schedule.is_due(iteration, length):
+        if self._timer is not None:
+            if self._is_time(iteration, length):
                 self._evaluate_here()
             return
         if schedule.is_due(iteration, length):
             self._evaluate_here()
         self._plan(iteration)
+
+    def _is_time(self, iteration: int, length: int | None) -> bool:
+        """Ask rank 0's clock whether an evaluation is due, and when to ask again."""
+        timer, clock = self._timer, self.plan.clock
+
+        def decide() -> tuple[bool, int]:
+            if timer is None:
+                raise ValueError("a schedule by iterations asks no clock")
+            now = clock()
+            due = timer.is_over(now) and self.plan.schedule.is_due(iteration, length)
+            return due, 0 if self.team.alone else timer.next_look(now, iteration)
+
+        due, self._next_due = self.team.tell(decide, f"{self.name}: the clock")
+        return due
 
     def _plan(self, iteration: int) -> None:
         """Find the next iteration at which ``_reach`` has to look."""
@@ -307,20 +343,11 @@ class Session:
     def _begin(self, *, at_start: bool = False) -> None:
         """Do what the start of a run asks for, at the first event that is seen."""
         trainer = self.need_trainer()
-        iteration = trainer.state.iteration
-        finished = False
-        if self._loaded is not None:
-            finished = self._check_loaded(self._loaded, at_start)
-        elif at_start and self._ran and iteration == 0:
-            self.start_over()
-        elif self.history and self.history[-1].iteration > iteration:
-            raise StateError(
-                f"the hook's history reaches iteration {self.history[-1].iteration}, the trainer "
-                f"stands at {iteration}: load the hook's state with the trainer's, or reset() it"
-            )
-        own_state = self._own_state
-        check_ever_due(trainer.state, self.plan.schedule, at_end=self.plan.at_end)
-        self._prepare()
+        with self.team.together(f"{self.name}: start") as section:
+            finished = self._take_up(trainer.state.iteration, at_start)
+            own_state = self._own_state
+            check_ever_due(trainer.state, self.plan.schedule, at_end=self.plan.at_end)
+            self._prepare(section)
         self._loaded, self._own_state, self._ran = None, True, True
         self._plan(trainer.state.iteration)
         self._wind_up()
@@ -336,11 +363,26 @@ class Session:
             trainer.state.epoch = self.position().epoch  # Ignite loads the one before a part
             trainer.terminate()
 
+    def _take_up(self, iteration: int, at_start: bool) -> bool:
+        """Compare the hook's state with the trainer's; return whether the run had ended."""
+        if self._loaded is not None:
+            return self._check_loaded(self._loaded, at_start)
+        if at_start and self._ran and iteration == 0:
+            self.start_over()
+        elif self.history and self.history[-1].iteration > iteration:
+            raise StateError(
+                f"the hook's history reaches iteration {self.history[-1].iteration}, the trainer "
+                f"stands at {iteration}: load the hook's state with the trainer's, or reset() it"
+            )
+        return False
+
     def _wind_up(self) -> None:
         """Set the clock of a schedule by time."""
         interval = self.plan.schedule.interval
         if isinstance(interval, timedelta):
-            self._deadline = self.plan.clock() + interval.total_seconds()
+            iteration = self.need_trainer().state.iteration
+            self._timer = Timer(self.plan.clock(), interval.total_seconds(), iteration)
+            self._next_due = 0  # look at the clock after the next iteration
 
     def _check_loaded(self, loaded: Mapping[str, Any], at_start: bool) -> bool:
         """Compare a loaded state with the trainer; return whether the run had ended.
@@ -365,26 +407,47 @@ class Session:
             state.max_epochs = max(state.max_epochs, state.epoch)
         return True
 
-    def _prepare(self) -> None:
-        """Check what can be checked, and take over the folder.  Once for each run."""
+    def _prepare(self, section: Section) -> None:
+        """Check what can be checked, and take over the folder.  Once for each run.
+
+        Only rank 0 touches the folder; the others are told of it.
+        """
+        folder = self.plan.folder if self.team.leads else None
+        # A new run has another name on each rank.
+        own = [self._standing(), self.run_id]
+        self.run_id = section.meet("state", own, _check_same_standing)
         if self._begun:
-            if self.plan.folder is not None:
-                self.plan.folder.claim(self, _is_live)
+            if folder is not None:
+                folder.claim(self, _is_live)
             return
         if self.plan.preflight and self.plan.schedule.interval is not None:
-            check_saving(
-                None if self.plan.folder is None else self.plan.folder.storage, self.plan.to_save
-            )
+            states = whole_states(self.plan.to_save, self.team)
+            check_saving(None if folder is None else folder.storage, states)
             loader, more = self.plan.dataloader, self.watchers.metrics
-            check_evaluation(self.plan.evaluation, loader, self.plan.follower, more)
-        if self.plan.folder is not None:
-            self.plan.folder.claim(self, _is_live)
-            self.plan.folder.put_aside(self.run_id)
+            check_evaluation(self.plan.evaluation, loader, self.plan.follower, more, section)
+        if folder is not None:
+            folder.claim(self, _is_live)
+            folder.put_aside(self.run_id)
             if self._own_state:
-                self.plan.folder.reconcile_history(self.history, self.run_id)
+                folder.reconcile_history(self.history, self.run_id)
         self.plan.follower.begin(self.run_id)
+        self._share_account(section)
         self._begun = True
         self._announce_plan()
+
+    def _standing(self) -> str:
+        """Say where this rank stands, in words that have to be the same on every one."""
+        run = f"the run {self.run_id}" if self._own_state or self._begun else "a new run"
+        when = "under way" if self._begun else "to be started"
+        iteration, records = self.need_trainer().state.iteration, len(self.history)
+        return f"iteration {iteration} with {records} records of {run}, {when}"
+
+    def _share_account(self, section: Section) -> None:
+        """Tell every rank which best files rank 0 has found."""
+        follower = self.plan.follower
+        account = section.meet("files", None, lambda said: follower.account())
+        if not self.team.leads:
+            follower.adopt_account(account)
 
     def _announce_plan(self) -> None:
         parts = [f"{self.name}: evaluate {self.plan.schedule}"]
@@ -409,14 +472,17 @@ class Session:
         """Evaluate without any consequence."""
         self._check_not_under_way()
         at = self.position()
+        team = Team.current()
         self._evaluating = True
         try:
-            with self.plan.evaluation.session(data):
-                outcome = self.plan.evaluation.run(data, self.trainer, announce=None)
+            with team.together(f"{self.name}: an answer") as section:
+                with self.plan.evaluation.session(data, section):
+                    outcome = self.plan.evaluation.run(data, self.trainer, section=section)
+                seconds = section.close(None, lambda said: outcome.seconds)
         finally:
             self._evaluating = False
         return EvalRecord(
-            at.epoch, at.iteration, outcome.metrics, (), False, outcome.samples, outcome.seconds
+            at.epoch, at.iteration, outcome.metrics, (), False, outcome.samples, seconds
         )
 
     def _check_not_under_way(self) -> None:
@@ -427,11 +493,12 @@ class Session:
 
     def track(self, data: Iterable[Any] | None) -> EvalRecord:
         """Evaluate on demand, as part of the run."""
-        if not self._begun:
-            self._check_not_under_way()
-            if self._loaded is not None:
-                self._check_loaded(self._loaded, at_start=False)
-        self._prepare()
+        with self.team.together(f"{self.name}: start") as section:
+            if not self._begun:
+                self._check_not_under_way()
+                if self._loaded is not None:
+                    self._check_loaded(self._loaded, at_start=False)
+            self._prepare(section)
         try:
             return self._track(self.position(), data)
         finally:
@@ -452,42 +519,70 @@ class Session:
         self.at = at
         self._evaluating = True
         try:
-            self._fire(trainer, EvalEvents.EVAL_STARTED, None, len(self.history) + 1)
-            with self.plan.evaluation.session(data):
-                outcome = self.plan.evaluation.run(data, trainer, announce=self._judge)
-                scores = self._scores
-                improved = self.plan.follower.improved(scores)
-                failed = self.plan.follower.save(trainer, scores)
-                improved = tuple(metric for metric in improved if metric not in failed)
-            record = EvalRecord(
-                at.epoch, at.iteration, outcome.metrics, improved, bool(improved),
-                outcome.samples, outcome.seconds,
-            )  # fmt: skip
-            line = self._line(record, at, scores)
-            if self.plan.folder is not None:
-                self.plan.folder.append(record, self.run_id)
+            with self.team.together(f"{self.name} at {at}") as section:
+                record = self._evaluate(trainer, at, data, section)
         except BaseException:
             self.plan.follower.undo()
             raise
         finally:
             self._evaluating = False
             self._current = None
+        scores = self._verdict.scores
+        line = self._line(record, at, scores)
         self.history.append(record)
-        self.plan.follower.accept(improved, scores, at)
-        self.plan.follower.settle()
+        self.plan.follower.accept(record.best_of, scores, at)
         self._own_state = True
         logger.info(line)
-        self.watchers.heed(record, self.plan.evaluation.evaluator)
-        self._fire(trainer, EvalEvents.EVAL_COMPLETED, record, len(self.history))
-        if record.is_best:
-            self._fire(trainer, EvalEvents.NEW_BEST, record, sum(r.is_best for r in self.history))
+        with self.team.together(f"{self.name}: listeners"):
+            self.plan.follower.settle()
+            self.watchers.heed(record, self.plan.evaluation.evaluator)
+            self._fire(trainer, EvalEvents.EVAL_COMPLETED, record, len(self.history))
+            if record.is_best:
+                bests = sum(r.is_best for r in self.history)
+                self._fire(trainer, EvalEvents.NEW_BEST, record, bests)
         if self.last is not None and not self._saves_by_epoch and self._event is not None:
             self.last.occasion(self._event, len(self.history))
         self._wind_up()
         return record
 
-    def _judge(self, metrics: dict[str, Any], computed: Sequence[str]) -> None:
-        """Judge complete metrics, before handlers of the evaluator's COMPLETED see them."""
+    def _evaluate(
+        self, trainer: Engine, at: Position, data: Iterable[Any] | None, section: Section
+    ) -> EvalRecord:
+        """Evaluate, save what is best, and write the record down; all ranks or none."""
+        self._fire(trainer, EvalEvents.EVAL_STARTED, None, len(self.history) + 1)
+        follower, evaluation = self.plan.follower, self.plan.evaluation
+        place = [at.iteration, self.run_id, len(self.history), follower.scores(),
+                 self.watchers.counters()]  # fmt: skip
+        with evaluation.session(data, section, place):
+            outcome = evaluation.run(
+                data, trainer, section=section, judge=self._judge, adopt=self._adopt
+            )
+            failed: set[str] = set()
+            if self._verdict.saves:
+                states = whole_states(follower.to_save, self.team)
+                if follower.writes:
+                    failed = follower.save(trainer, self._verdict.scores, states)
+
+        def write_down(said: Sequence[Any]) -> tuple[Any, ...]:
+            improved = tuple(m for m in self._verdict.improved if m not in failed)
+            record = EvalRecord(
+                at.epoch, at.iteration, outcome.metrics, improved, bool(improved),
+                outcome.samples, outcome.seconds,
+            )  # fmt: skip
+            if self.plan.folder is not None:
+                self.plan.folder.append(record, self.run_id)
+            return improved, outcome.seconds, follower.account()
+
+        improved, seconds, account = section.close(None, write_down)
+        if not self.team.leads:
+            follower.adopt_account(account)
+        return EvalRecord(
+            at.epoch, at.iteration, outcome.metrics, improved, bool(improved),
+            outcome.samples, seconds,
+        )  # fmt: skip
+
+    def _judge(self, metrics: dict[str, Any], computed: Sequence[str]) -> Verdict:
+        """Judge complete metrics, on rank 0."""
         empty = not metrics or (self.plan.evaluation.compute_metrics is not None and not computed)
         # The evaluator's metrics stand in order of attaching, then the loss, its parts, the rest.
         follower, when = self.plan.follower, f"at {self.at}"
@@ -495,8 +590,16 @@ class Session:
         # One that was there before and is missing now is no improvement, and no misspelling.
         unseen = [m for m in self.watchers.metrics if all(m not in r.metrics for r in self.history)]
         follower.check_watched(unseen, metrics, empty=empty, when=when)
-        self._scores = follower.judge(metrics, empty=empty, when=when)
+        scores = follower.judge(metrics, empty=empty, when=when)
+        self._current = metrics  # what the score of this evaluation is read from
+        saves = follower.would_save(scores)
+        return Verdict(scores, follower.improved(scores), saves, follower.first)
+
+    def _adopt(self, metrics: dict[str, Any], verdict: Verdict) -> None:
+        """Take over what was decided, before handlers of the evaluator's COMPLETED see it."""
+        self._verdict = verdict
         self._current = metrics
+        self.plan.follower.adopt_choice(verdict.first)
 
     def _line(self, record: EvalRecord, at: Position, scores: Mapping[str, float]) -> str:
         metrics = [
@@ -618,6 +721,18 @@ class Session:
         self._loaded = loaded
         self._own_state = True
         self.watchers.load_state(watchers)
+
+
+def _check_same_standing(said: Sequence[Any]) -> str:
+    """Refuse ranks of which one has another state, and return the run's name."""
+    first = said[0][0]
+    for rank, (standing, _) in enumerate(said):
+        if standing != first:
+            raise StateError(
+                f"rank {rank} stands at {standing}; rank 0 at {first}: load the same checkpoint "
+                "on every rank, or on none"
+            )
+    return str(said[0][1])
 
 
 def _is_live(owner: object) -> bool:

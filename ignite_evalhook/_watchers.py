@@ -52,6 +52,10 @@ class Watchers:
         """Whether an early stopping has ended the run."""
         return any(stopper.exhausted for _, stopper in self._stoppers)
 
+    def counters(self) -> list[int]:
+        """Return how many evaluations without improvement each early stopping has counted."""
+        return [stopper.counter for _, stopper in self._stoppers]
+
     def set_trainer(self, trainer: Engine) -> None:
         """Say which engine to stop."""
         for _, stopper in self._stoppers:

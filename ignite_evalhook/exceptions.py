@@ -13,6 +13,8 @@ Bad arguments raise plain :class:`ValueError` and :class:`TypeError`.
 
 from __future__ import annotations
 
+from typing import Any
+
 __all__ = [
     "CheckpointError",
     "EvalHookError",
@@ -35,7 +37,16 @@ class StateError(EvalHookError, RuntimeError):
 
 
 class EvaluationError(EvalHookError, RuntimeError):
-    """An evaluation was cut short or gave a result that cannot be used."""
+    """An evaluation was cut short or gave a result that cannot be used.
+
+    On several processes this is what every rank raises when one has failed, in whatever way.
+
+    Attributes:
+        failures: What went wrong on which rank, each with ``rank``, ``kind`` (the name of the
+            exception's type), ``message`` and ``trace``; ``()`` if it is not about ranks.
+    """
+
+    failures: tuple[Any, ...] = ()
 
 
 class CheckpointError(EvalHookError, OSError):

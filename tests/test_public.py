@@ -22,6 +22,7 @@ NAMES = {
     "Best",
     "BestCheckpoint",
     "CheckpointError",
+    "DistEvalHook",
     "EvalEvents",
     "EvalHook",
     "EvalHookError",
@@ -38,6 +39,7 @@ NAMES = {
     "find_best",
     "infer_rule",
     "load_best",
+    "shard_batches",
     "split_val_loss",
 }
 

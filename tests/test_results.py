@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import weakref
 from collections import OrderedDict, namedtuple
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -15,6 +15,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ignite_evalhook import EvaluationError
+from ignite_evalhook._packing import pack, unpack
 from ignite_evalhook._results import ResultCollector, rows, to_host
 
 Pair = namedtuple("Pair", ["a", "b"])
@@ -28,7 +30,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(plain(item) for item in value)
+        return (list if isinstance(value, list) else tuple)(plain(item) for item in value)
     return value
 
 
@@ -259,3 +261,248 @@ def test_pre_eval_must_return_a_list(reduced: Any) -> None:
 
 def test_nothing_added_gives_no_results() -> None:
     assert ResultCollector().results() == []
+
+
+# -- several processes ----------------------------------------------------------------------------
+
+
+def carried(parts: Any) -> Any:
+    """Take parts the way to another process."""
+    packed = pack(parts)
+    return unpack(packed.head, packed.payload())
+
+
+def ragged(batch: Sequence[int]) -> list[torch.Tensor]:
+    return [torch.full((i % 3, 2), float(i)) for i in batch]
+
+
+OUTPUTS: dict[str, Callable[[list[int]], Any]] = {
+    "tensor": T,
+    "rows": lambda batch: T(batch)[:, None].expand(-1, 3),
+    "array": np.array,
+    "list of numbers": list,
+    "list of strings": lambda batch: [str(i) for i in batch],
+    "list of 0-d tensors": lambda batch: [T(i) for i in batch],
+    "list of arrays": lambda batch: [np.full(i % 3, i) for i in batch],
+    "ragged": ragged,
+    "many dtypes": lambda batch: [T(i) if i % 2 else T(float(i)) for i in batch],
+    "rows that are not alike": lambda batch: [torch.ones(2, 1 + i % 3) for i in batch],
+    "dimensions that are not alike": lambda batch: [torch.ones([2] * (i % 3)) for i in batch],
+    "dicts": lambda batch: [{"i": i, "box": ragged([i])[0]} for i in batch],
+    "dicts of unlike keys": lambda batch: [{str(i % 2): T(i)} for i in batch],
+    "deep": lambda batch: [{"a": {"b": [*ragged([i]), (str(i),)]}} for i in batch],
+    "lists of unlike length": lambda batch: [[T([i])] * (i % 3) for i in batch],
+    "named tuples": lambda batch: [Pair(T(i), i) for i in batch],
+    "columns": lambda batch: [T(batch), T(batch)] if len(batch) != 2 else [T(batch)] * 3,
+    "tuple": lambda batch: (T(batch), np.array(batch), tuple(map(str, batch)), ragged(batch)),
+    "mapping": lambda batch: OrderedDict(i=T(batch), deep={"box": ragged(batch)}, same=T(7)),
+    "None": lambda batch: None,
+}
+
+
+def items_of(pre_eval: str) -> Any:
+    """Return a ``pre_eval`` that gives as many items as samples, fewer, more, or none."""
+    numbers = {
+        "one each": lambda i: 1,
+        "some": lambda i: i % 3,
+        "one of a batch": lambda i: 0,
+        "none": lambda i: 0,
+    }[pre_eval]
+
+    def reduce(output: Any, indices: Sequence[int]) -> list[Any]:
+        items = [{"i": i, "box": box} for i, box in zip(output, ragged(output), strict=True)]
+        found = [item for item in items for _ in range(numbers(item["i"]))]
+        return items[:1] if pre_eval == "one of a batch" else found
+
+    return reduce
+
+
+def dealt(
+    batches: list[list[int]], world: int, known: bool, counted: bool, output: Any, pre_eval: Any
+) -> list[ResultCollector]:
+    """Deal batches to collectors by turn."""
+    collectors = [ResultCollector(pre_eval) for _ in range(world)]
+    for number, batch in enumerate(batches):
+        count = len(batch) if counted else None
+        indices = batch if known else None
+        collectors[number % world].add(output(batch), count, indices, number)
+    return collectors
+
+
+@given(
+    served(),
+    st.integers(1, 4),
+    st.booleans(),
+    st.one_of(
+        st.tuples(st.sampled_from(sorted(OUTPUTS)), st.none(), st.just(True)),
+        st.tuples(
+            st.just("list of numbers"),
+            st.sampled_from(["one each", "some", "one of a batch", "none"]),
+            st.booleans(),
+        ),
+    ),
+    st.randoms(),
+)
+def test_shares_of_several_processes_merge_into_the_results_of_one(
+    case: tuple[int, list[list[int]]],
+    world: int,
+    known: bool,
+    kind: tuple[str, str | None, bool],
+    random: Any,
+) -> None:
+    _, batches = case
+    name, reduced, counted = kind
+    output, pre_eval = OUTPUTS[name], None if reduced is None else items_of(reduced)
+    (alone,) = dealt(batches, 1, known, counted, output, pre_eval)
+    leader, *others = dealt(batches, world, known, counted, output, pre_eval)
+    random.shuffle(others)
+    for other in others:
+        leader.merge(carried(other.parts()))
+    found, expected = leader.results(), alone.results()
+    assert type(found) is list
+    assert plain(found) == plain(expected)
+    assert repr(found) == repr(expected)  # types and dtypes too
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_a_table_has_the_items_that_splitting_by_hand_gives(name: str) -> None:
+    # What the test above compares, both sides share; this is what each item should be.
+    batch = [4, 1, 3]
+    output = OUTPUTS[name](batch)
+    found = carried(rows(output, 3))
+    items = plain(found)
+    if isinstance(output, (torch.Tensor, np.ndarray)):
+        assert items == output.tolist()
+    elif name == "columns":
+        assert items == [[i, i] for i in batch]
+    elif isinstance(output, list):
+        assert items == plain(output)
+        assert repr(found) == repr(output)  # dtypes too
+    elif isinstance(output, tuple):
+        assert items == [(i, i, str(i), plain(ragged([i])[0])) for i in batch]
+    elif output is None:
+        assert items == [None] * 3
+    else:
+        boxes = {i: plain(ragged([i])[0]) for i in batch}
+        assert items == [{"i": i, "deep": {"box": boxes[i]}, "same": 7} for i in batch]
+
+
+def test_without_indices_the_count_goes_by_the_numbers_of_all_batches() -> None:
+    first, second = (ResultCollector(lambda output, indices: list(output)) for _ in range(2))
+    first.add("ab", 2, None, 0)
+    second.add("c", 1, None, 1)
+    first.add("!", 1, [1], 2)  # the second sample once more
+    second.add("de", 2, None, 3)
+    first.merge(second.parts())
+    assert "".join(first.results()) == "ab!cde"
+
+
+def test_a_rank_without_a_batch_has_nothing_to_give_and_may_collect() -> None:
+    idle, busy = ResultCollector(), ResultCollector()
+    busy.add(T([1, 2]), 2, None, 0)
+    idle.merge(carried(busy.parts()))
+    busy.merge(carried(ResultCollector().parts()))
+    assert plain(idle.results()) == plain(busy.results()) == [1, 2]
+
+
+def test_equal_numbers_stay_in_the_order_in_which_they_were_merged() -> None:
+    # Streams that are not dealt out: each rank counts its own.
+    first, second = ResultCollector(), ResultCollector()
+    for collector, items in ((first, ["a", "c"]), (second, ["b", "d"])):
+        for item in items:
+            collector.add([item], 1, None)
+    first.merge(second.parts())
+    assert first.results() == ["a", "b", "c", "d"]
+
+
+def test_pre_eval_gets_no_wrong_indices_where_other_processes_had_the_batches_before() -> None:
+    def ask(output: Any, indices: Sequence[int]) -> list[int]:
+        assert len(indices) == 2
+        return [indices[0]]
+
+    first, second = ResultCollector(ask), ResultCollector(ask)
+    first.add(None, 2, None, 0)
+    assert first.results() == [0]
+    for collector, number in ((first, 2), (second, 1), (second, 2)):
+        with pytest.raises(EvaluationError, match=r"pre_eval asks for indices .* does not tell"):
+            collector.add(None, 2, None, number)
+        assert len(collector.results()) == (1 if collector is first else 0)
+
+
+def test_pre_eval_that_does_not_ask_needs_no_indices() -> None:
+    collector = ResultCollector(lambda output, indices: list(output))
+    collector.add("ab", 2, None, 1)
+    collector.add("cd", 2, None, 3)
+    assert collector.results() == list("abcd")
+
+
+# -- memory and errors ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["tensor", "rows", "ragged", "dicts", "tuple", "mapping"])
+def test_items_are_views_of_one_host_copy_of_the_batch(name: str) -> None:
+    collector = ResultCollector()
+    output = OUTPUTS[name]([4, 1, 3])
+    collector.add(output, 3, None)
+    tensors = [t for item in collector.results() for t in tensors_in(item) if t.ndim or t.numel()]
+    storages = {t.untyped_storage().data_ptr() for t in tensors}
+    assert len(storages) <= 3
+    assert not storages & {t.untyped_storage().data_ptr() for t in tensors_in(output)}
+
+
+def tensors_in(value: Any) -> list[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        return [tensor for item in value for tensor in tensors_in(item)]
+    return []
+
+
+def test_an_output_that_does_not_tell_its_samples_is_an_error_at_its_batch() -> None:
+    collector = ResultCollector()
+    collector.add(["a"], None, None)
+    with pytest.raises(TypeError, match="a dict does not tell how many samples"):
+        collector.add({"a": T([1])}, None, None)
+    assert collector.results() == ["a"]
+
+
+def test_named_tuples_and_ordered_dicts_inside_are_copied_too() -> None:
+    buffer = torch.ones(2)
+    collector = ResultCollector()
+    collector.add([Pair(buffer, 1), OrderedDict(a=buffer)], 2, None)
+    buffer.zero_()
+    pair, mapping = collector.results()
+    assert type(pair) is Pair
+    assert type(mapping) is OrderedDict
+    assert pair.a.tolist() == mapping["a"].tolist() == [1, 1]
+
+
+def test_items_collected_in_inference_mode_are_ordinary_tensors() -> None:
+    collector = ResultCollector()
+    with torch.inference_mode():
+        collector.add((torch.ones(2), [torch.ones(3), torch.ones(1)]), 2, None)
+        results = collector.results()
+    assert not any(tensor.is_inference() for item in results for tensor in item)
+    results[0][0].add_(1)
+
+
+def test_pre_eval_runs_in_the_mode_of_the_evaluation() -> None:
+    seen: list[bool] = []
+
+    def pre_eval(output: Any, indices: Sequence[int]) -> list[Any]:
+        seen.append(torch.is_inference_mode_enabled())
+        return []
+
+    with torch.inference_mode():
+        ResultCollector(pre_eval).add(None, 1, None)
+    ResultCollector(pre_eval).add(None, 1, None)
+    assert seen == [True, False]
+
+
+def test_rows_of_a_sparse_output_are_items_too() -> None:
+    collector = ResultCollector()
+    collector.add(torch.eye(2).to_sparse(), 2, None)
+    collector.merge(carried(collector.parts()))
+    assert [item.to_dense().tolist() for item in collector.results()] == [[1, 0], [0, 1]] * 2

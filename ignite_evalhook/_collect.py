@@ -1,0 +1,168 @@
+"""Carry the predictions of every rank to rank 0.
+
+There are three ways, MMCV's three: with what is said at the meeting after the last batch, which
+goes through the processes' own connections; through files on a disk that all ranks share; and
+through the devices, by the process group's own backend.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from ._flock import try_lock
+from ._packing import Packed, pack, read, unpack, write
+from ._team import Section, chunks
+
+__all__: list[str] = []
+
+_PREFIX = ".ignite_evalhook-"
+_CHUNK = 64 << 20  # bytes sent from device to device at once
+
+
+class Carrier:
+    """Send predictions along with what is said at a meeting.
+
+    Of other ways, :meth:`hand_over` and :meth:`take` differ.
+    """
+
+    def hand_over(self, parts: Any, section: Section) -> Any:
+        """Return what this rank has to say at the meeting, so that rank 0 gets ``parts``."""
+        return parts
+
+    def take(self, said: Any) -> Any:
+        """Return the parts of another rank, on rank 0, from what it said."""
+        return said
+
+
+class FolderCarrier(Carrier):
+    """Send predictions through files; see :func:`open_carrier`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def hand_over(self, parts: Any, section: Section) -> Any:
+        """Write the parts to a file, and return its name."""
+        if section.team.leads:
+            return None
+        name = f"{section.team.rank}.bin"
+        with (self._folder / name).open("wb") as file:
+            write(pack(parts), file)
+        return name
+
+    def take(self, said: Any) -> Any:
+        """Map a file into memory, and remove its name."""
+        file = self._folder / said
+        parts = read(file)
+        with contextlib.suppress(OSError):  # some systems keep a mapped file; the folder goes later
+            file.unlink()
+        return parts
+
+
+class DeviceCarrier(Carrier):
+    """Send predictions from device to device."""
+
+    def __init__(self) -> None:
+        self._received: list[Any] = []
+
+    def hand_over(self, parts: Any, section: Section) -> Any:
+        """Send the parts, when all ranks are known to be there; on rank 0, receive them."""
+        team = section.team
+        packed = None if team.leads else pack(parts)
+        own = None if packed is None else (packed.head, packed.size)
+        sizes = section.meet("sizes", own, lambda said: said)
+        device = torch.device("cuda") if dist.get_backend() == "nccl" else torch.device("cpu")
+        if packed is not None:
+            _send(packed, device)
+            return team.rank
+        self._received = [
+            unpack(head, _receive(rank, size, device))
+            for rank, (head, size) in enumerate(sizes[1:], start=1)
+        ]
+        return 0
+
+    def take(self, said: Any) -> Any:
+        """Return what was received."""
+        return self._received[said - 1]
+
+
+def _send(packed: Packed, device: torch.device) -> None:
+    for chunk in chunks(packed.pieces, _CHUNK):
+        dist.send(chunk.to(device), 0)
+
+
+def _receive(rank: int, size: int, device: torch.device) -> torch.Tensor:
+    payload = torch.empty(size, dtype=torch.uint8)
+    for start in range(0, size, _CHUNK):
+        part = payload[start : start + _CHUNK]
+        received = part if device.type == "cpu" else torch.empty_like(part, device=device)
+        dist.recv(received, rank)
+        if received is not part:
+            part.copy_(received)
+    return payload
+
+
+@contextmanager
+def open_carrier(
+    section: Section, tmpdir: str | os.PathLike[str] | None, gpu_collect: bool
+) -> Iterator[Carrier]:
+    """Get ready to carry predictions; on every rank.
+
+    Args:
+        section: What all ranks go through together.
+        tmpdir: A folder that all ranks share: the files go into a private folder in it, which is
+            removed afterwards; after a kill, by the next evaluation that uses ``tmpdir``.
+        gpu_collect: Send from device to device.  ``tmpdir`` is not used then, as in MMCV.
+    """
+    if section.team.alone or (tmpdir is None and not gpu_collect):
+        yield Carrier()
+        return
+    if gpu_collect:
+        yield DeviceCarrier()
+        return
+    parent = Path(os.path.abspath(os.fsdecode(tmpdir or "")))
+    held: list[int] = []
+
+    def make() -> str:
+        parent.mkdir(parents=True, exist_ok=True)
+        remove_left_over(parent)
+        folder = parent / f"{_PREFIX}{os.urandom(6).hex()}"
+        folder.mkdir()
+        held.append(os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600))
+        try_lock(held[0])
+        return str(folder)
+
+    folder = Path(section.meet("folder", None, lambda said: make()))
+    try:
+        yield FolderCarrier(folder)
+    finally:
+        if held:
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(held[0])
+
+
+def remove_left_over(parent: Path) -> Sequence[Path]:
+    """Remove the private folders of processes that were killed; return which."""
+    removed = []
+    for folder in parent.glob(f"{_PREFIX}*"):
+        try:
+            handle = os.open(folder / "lock", os.O_RDWR)
+        except OSError:  # another process is removing it, or has not locked it yet
+            continue
+        try:
+            if try_lock(handle):  # nobody lives there
+                shutil.rmtree(folder, ignore_errors=True)
+                removed.append(folder)
+        except OSError:  # a file system without locks: whose it is cannot be told
+            continue
+        finally:
+            os.close(handle)
+    return removed

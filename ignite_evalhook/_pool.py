@@ -1,0 +1,224 @@
+"""Bring together what the ranks have seen in one evaluation.
+
+Rank 0 computes all metrics from the states of all ranks, and everyone is told: nobody computes
+alone, and no metric talks by itself.  How a metric's states are merged is ``_merge``'s business.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+from ignite.metrics import Metric
+
+from ._collect import Carrier
+from ._loading import Batches
+from ._loss_meter import LossMeter
+from ._merge import ListMarks, merged, metric_state
+from ._results import Part, ResultCollector
+from ._team import Section
+from .exceptions import EvaluationError
+
+__all__: list[str] = []
+
+
+class Pool:
+    """What the ranks bring to the meeting after the last batch, and what comes of it.
+
+    Args:
+        section: What all ranks go through together.
+        metrics: The evaluator's metrics by name.
+        batches: This rank's pass over its shard.
+        meter: This rank's losses.
+        collector: This rank's predictions, if they are wanted.
+        carrier: How they get to rank 0.
+        spare: Set where a forward pass needs all ranks, so that they have to make as many of
+            them: gives a batch to a rank that has none.
+
+    Attributes:
+        losses: The means over all ranks, by name.
+        samples: Samples of all ranks; ``None`` if an output did not tell.
+    """
+
+    def __init__(
+        self,
+        section: Section,
+        metrics: Mapping[str, Metric],
+        batches: Batches,
+        meter: LossMeter,
+        collector: ResultCollector | None,
+        carrier: Carrier,
+        spare: Callable[[], Any] | None,
+    ) -> None:
+        self.losses: dict[str, float] = {}
+        self.samples: int | None = None
+        self._section = section
+        self._metrics = dict(metrics)
+        self._batches = batches
+        self._meter = meter
+        self._collector = collector
+        self._carrier = carrier
+        self._spare = spare
+        self._marks = {name: ListMarks(metric) for name, metric in self._metrics.items()}
+        self._shared = batches.numbers() is not None
+        self._batch: Any = None  # the present one, where it may be needed again
+        self._values: dict[str, Any] = {}
+        self._answers = ExitStack()
+
+    def before_batch(self, batch: Any) -> int | None:
+        """Get ready for a batch; see whether another rank has failed meanwhile.
+
+        Returns:
+            Its number among those of all ranks, 0-based; ``None`` if each rank has its own.
+
+        Raises:
+            EvaluationError: If one has.
+        """
+        self._note()
+        if self._spare is None:
+            self._section.listen()
+        else:
+            self._batch = batch
+            self._section.meet("a round")
+        team = self._section.team
+        return team.rank + self._batches.seen * team.size if self._shared else None
+
+    def _note(self) -> None:
+        for marks in self._marks.values():
+            marks.note()
+
+    def keep_step(self, process: Callable[[Any], Any]) -> None:
+        """Go through one more batch for nothing, if other ranks have one more to go through."""
+        if self._spare is None:
+            return
+        team = self._section.team
+        if self._batches.seen < math.ceil((self._batches.total or 0) / team.size):
+            batch = self._batch if self._batches.seen > 0 else self._spare()
+            self._section.meet("a round")
+            process(batch)
+        self._batch = None
+
+    def meet(self, samples: int | None) -> None:
+        """Meet the other ranks when this one has evaluated its last batch.
+
+        From then on, until :meth:`close`, the metrics give what all ranks were told.
+
+        Raises:
+            EvaluationError: On every rank, if one has failed, nobody had a batch, or a metric
+                cannot be computed.
+        """
+        self._note()
+        numbers = self._batches.numbers()
+        metrics = {
+            name: metric_state(metric, marks=self._marks[name])
+            for name, metric in self._metrics.items()
+        }
+        results = None
+        if self._collector is not None:
+            results = self._carrier.hand_over(self._collector.parts(), self._section)
+        report = {
+            "seen": self._batches.seen,
+            "total": self._batches.total,
+            "numbers": numbers,
+            "samples": samples,
+            "losses": self._meter.state(),
+            "metrics": metrics,
+            "results": results,
+        }
+        told = self._section.meet("batches", report, self._bring_together)
+        self._values, self.losses, self.samples = told
+        # From now on each metric's compute() returns what all ranks were told.
+        computes = {metric: partial(self._value, name) for name, metric in self._metrics.items()}
+        self._answers.enter_context(answers(computes))
+
+    def _bring_together(self, reports: Sequence[Mapping[str, Any]]) -> tuple[Any, ...]:
+        check_same_data([report["total"] for report in reports])
+        active = [report for report in reports if report["seen"] > 0]
+        if not active:
+            raise EvaluationError("the evaluation data is empty: no batch came, on no rank")
+        for report in reports[1:]:
+            self._meter.merge(report["losses"])
+        if self._collector is not None:
+            parts = [self._carrier.take(report["results"]) for report in reports[1:]]
+            if any(report["numbers"] is None for report in reports):
+                parts = one_after_another([self._collector.parts(), *parts])[1:]
+            for part in parts:
+                self._collector.merge(part)
+        numbers = _numbers(active)
+        values = {
+            name: merged(metric, [r["metrics"][name] for r in active], numbers=numbers, name=name)
+            for name, metric in self._metrics.items()
+        }
+        samples = [report["samples"] for report in active]
+        known = [count for count in samples if count is not None]
+        return values, self._meter.compute(), sum(known) if len(known) == len(samples) else None
+
+    def close(self) -> None:
+        """Let the metrics compute by themselves again."""
+        self._answers.close()
+
+    def _value(self, name: str) -> Any:
+        return self._values[name]
+
+
+@contextmanager
+def answers(values: Mapping[Metric, Callable[[], Any]]) -> Iterator[None]:
+    """Replace ``compute`` of some metrics for the time of the body."""
+    try:
+        for metric, compute in values.items():
+            metric.__dict__["compute"] = compute
+        yield
+    finally:
+        for metric in values:
+            metric.__dict__.pop("compute", None)
+
+
+def check_same_data(totals: Sequence[int | None]) -> None:
+    """Refuse data of which the ranks know different numbers of batches.
+
+    Raises:
+        EvaluationError: Naming them.
+    """
+    known = {rank: total for rank, total in enumerate(totals) if total is not None}
+    if len(set(known.values())) > 1:
+        counts = ", ".join(f"rank {rank} has {total}" for rank, total in known.items())
+        raise EvaluationError(
+            f"the ranks were given different data: {counts} batches.  Each rank needs the whole "
+            "data, of which it evaluates its share; shard=False if each has its own part already"
+        )
+
+
+def one_after_another(ranks: Sequence[Sequence[Part]]) -> list[list[Part]]:
+    """Number the batches of ranks that each have their own: rank after rank.
+
+    Indices stay what they are where each is one rank's only, so they are of one dataset.  Else
+    each rank has its own dataset, and these come one after another.
+
+    Args:
+        ranks: What each rank has collected, with numbers from 0 on.
+    """
+    indices = [[index for part in parts for index in part[1] or ()] for parts in ranks]
+    together = len(set().union(*indices)) == sum(len(set(own)) for own in indices)
+    numbered, start, shift = [], 0, 0
+    for parts, own in zip(ranks, indices, strict=True):
+        numbered.append([
+            (start + number, at and [shift + index for index in at], count, table)
+            for number, at, count, table in parts
+        ])  # fmt: skip
+        start += len(parts)
+        shift += 0 if together or not own else 1 + max(own)
+    return numbered
+
+
+def _numbers(reports: Sequence[Mapping[str, Any]]) -> list[list[int]]:
+    """Return the place of each rank's batches in the order of all; rank by rank if unknown."""
+    if all(report["numbers"] is not None for report in reports):
+        return [list(report["numbers"]) for report in reports]
+    numbers, start = [], 0
+    for report in reports:
+        numbers.append(list(range(start, start + report["seen"])))
+        start += report["seen"]
+    return numbers

@@ -1,0 +1,88 @@
+"""Reduce, join and compare what several ranks have.  Pure: values in, values out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import reduce
+from numbers import Number
+from pathlib import Path
+from typing import Any
+
+import torch
+
+__all__ = ["OPERATIONS", "joined", "reduced", "same"]
+
+
+def reduced(values: Sequence[Any], op: str) -> Any:
+    """Reduce numbers or tensors as exactly as can be.
+
+    Floating-point tensors are reduced in float64 and rounded once, integers exactly, Python's
+    floats added with one rounding for all of them.
+
+    Args:
+        values: One value a rank, all numbers or tensors of one shape.
+        op: One of Ignite's operations, ``"SUM"`` and so on.
+    """
+    numbers, tensors = OPERATIONS[op]
+    if not any(isinstance(value, torch.Tensor) for value in values):
+        return numbers(values)
+    like = next(value for value in values if isinstance(value, torch.Tensor))
+    # A rank that has not counted yet may still have the number or 0-d tensor it started with.
+    parts = [torch.as_tensor(value, device=like.device) for value in values]
+    shape = max((part.shape for part in parts), key=len)
+    if any(part.shape != shape and part.ndim > 0 for part in parts):
+        raise RuntimeError(f"shapes {', '.join(str(tuple(part.shape)) for part in parts)}")
+    dtype = reduce(torch.promote_types, (v.dtype for v in values if isinstance(v, torch.Tensor)))
+    wide = _wide(dtype)
+    device = "cpu" if like.device.type == "mps" else like.device  # which has no float64
+    result = reduce(tensors, (part.to(device, wide) for part in parts))
+    return result.to(like.device, dtype)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    if dtype.is_complex:
+        return torch.complex128
+    return torch.float64 if dtype.is_floating_point else torch.int64
+
+
+def _sum(values: Sequence[Any]) -> Any:
+    """Add numbers: integers exactly, floats with one rounding for all of them."""
+    return math.fsum(values) if any(isinstance(v, float) for v in values) else sum(values)
+
+
+# Each operation of Ignite, on numbers and on tensors.
+OPERATIONS: dict[str, tuple[Callable[[Sequence[Any]], Any], Callable[[Any, Any], Any]]] = {
+    "SUM": (_sum, torch.add),
+    "PRODUCT": (math.prod, torch.mul),
+    "MIN": (min, torch.minimum),
+    "MAX": (max, torch.maximum),
+    "AND": (lambda values: reduce(lambda a, b: a & b, values), torch.bitwise_and),
+    "OR": (lambda values: reduce(lambda a, b: a | b, values), torch.bitwise_or),
+}
+
+
+def joined(values: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return the rows of all tensors, which may have different numbers of them."""
+    rows = [value.unsqueeze(0) if value.ndim == 0 else value for value in values]
+    return torch.cat([row.to(rows[0].device) for row in rows], dim=0)
+
+
+def same(left: Any, right: Any) -> bool:
+    """Return whether two results are equal; NaN equals NaN, unknown objects equal each other."""
+    if isinstance(left, torch.Tensor) and isinstance(right, torch.Tensor):
+        if left.shape != right.shape or left.dtype != right.dtype:
+            return False
+        unequal = (left != right) & ~((left != left) & (right != right))
+        return not bool(unequal.any())
+    if isinstance(left, dict) and isinstance(right, dict):
+        return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
+    if isinstance(left, (list, tuple)) and isinstance(right, (list, tuple)):
+        return len(left) == len(right) and all(map(same, left, right))
+    if isinstance(left, _COMPARED) and isinstance(right, _COMPARED):
+        return bool(left == right) or (left != left and right != right)
+    known = (torch.Tensor, dict, list, tuple, *_COMPARED)
+    return not isinstance(left, known) and not isinstance(right, known)
+
+
+_COMPARED = (Number, str, bytes, Path, type(None))

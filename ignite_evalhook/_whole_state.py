@@ -1,0 +1,132 @@
+"""Get the whole state of objects of which each rank holds a part.
+
+A model sharded by FSDP2 and an optimizer sharded by ZeRO know only their own part.  A file of
+ours holds all of it, as plain tensors, so that it loads on any number of ranks.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from ._team import Team
+
+__all__: list[str] = []
+
+
+def whole_states(to_save: Mapping[str, Any], team: Team) -> dict[str, Any]:
+    """Return the states of some objects by name, whole on rank 0.
+
+    Call it on every rank: what is sharded is gathered by collectives.  Where nothing is, there
+    is no communication.
+
+    Args:
+        to_save: Name to object with a ``state_dict``, or to mappings and lists of such.
+        team: The ranks.
+    """
+    return {name: _whole_state(item, team) for name, item in to_save.items()}
+
+
+def _whole_state(item: Any, team: Team) -> Any:
+    if isinstance(item, Mapping):
+        return {name: _whole_state(inner, team) for name, inner in item.items()}
+    if type(item) in (list, tuple):
+        return [_whole_state(inner, team) for inner in item]
+    if isinstance(item, nn.Module):
+        item = unwrap(item)
+    if team.alone:
+        return item.state_dict()
+    if _is_zero(item):
+        item.consolidate_state_dict(to=0)
+        return item.state_dict() if team.leads else {}
+    return _gathered(item.state_dict())
+
+
+def _is_zero(item: Any) -> bool:
+    """Return whether ``item`` is torch's ``ZeroRedundancyOptimizer``, without importing it."""
+    return hasattr(item, "consolidate_state_dict")
+
+
+def _gathered(value: Any) -> Any:
+    """Replace every distributed tensor of a nested state by the whole, on the CPU."""
+    if _is_part(value):
+        return value.full_tensor().cpu()
+    if isinstance(value, Mapping):
+        if not any(map(_may_hold_parts, value.values())):
+            return value
+        whole: Any = copy.copy(value)  # keeps what else it carries, a module's versions say
+        whole.update((key, _gathered(item)) for key, item in value.items())
+        return whole
+    if type(value) in (list, tuple):
+        return type(value)(map(_gathered, value))
+    return value
+
+
+def _may_hold_parts(item: Any) -> bool:
+    return _is_part(item) or isinstance(item, (Mapping, list, tuple))
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Return the model inside ``DistributedDataParallel``, ``DataParallel``, ``torch.compile``.
+
+    Whose state has the names that the model has by itself.
+    """
+    if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+        return unwrap(model.module)
+    compiled = vars(model).get("_orig_mod", vars(model)["_modules"].get("_orig_mod"))
+    return unwrap(compiled) if isinstance(compiled, nn.Module) else model
+
+
+def load_whole(item: Any, state: Any) -> None:
+    """Load a whole state into an object, of which each rank may hold a part only."""
+    if isinstance(item, nn.Module):
+        item = unwrap(item)
+        if is_sharded([item]):
+            # Slow to import, and rarely needed.
+            from torch.distributed.checkpoint import state_dict as parts
+
+            options = parts.StateDictOptions(full_state_dict=True)
+            parts.set_model_state_dict(item, dict(state), options=options)
+            return
+    elif isinstance(item, torch.optim.Optimizer):
+        state = _dealt_out(item, state)
+    item.load_state_dict(state)
+
+
+def _dealt_out(optimizer: torch.optim.Optimizer, state: Any) -> Any:
+    """Replace whole tensors by this rank's part, where the parameter is a part."""
+    params = [param for group in optimizer.param_groups for param in group["params"]]
+    if not any(map(_is_part, params)):
+        return state
+    from torch.distributed.tensor import distribute_tensor  # slow to import, and rarely needed
+
+    def part(param: Any, value: Any) -> Any:
+        if not (isinstance(value, torch.Tensor) and value.shape == param.shape):
+            return value
+        return distribute_tensor(value.to(param.device), param.device_mesh, param.placements)
+
+    numbers = [n for group in state["param_groups"] for n in group["params"]]
+    parts = {
+        number: {key: part(param, value) for key, value in state["state"][number].items()}
+        for number, param in zip(numbers, params, strict=True)
+        if number in state["state"] and _is_part(param)
+    }
+    return {**state, "state": {**state["state"], **parts}}
+
+
+def is_sharded(modules: Iterable[nn.Module]) -> bool:
+    """Return whether a forward pass needs all ranks, as one of FSDP2 does."""
+    return any(
+        hasattr(inner, "set_reshard_after_forward")  # of FSDPModule, which is slow to import
+        or any(map(_is_part, inner.parameters(recurse=False)))
+        for module in modules
+        for inner in module.modules()
+    )
+
+
+def _is_part(tensor: Any) -> bool:
+    return hasattr(tensor, "full_tensor")

@@ -1,0 +1,260 @@
+"""Models and optimizers inside wrappers: evaluated exactly, and saved whole under plain names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from ignite.engine import Engine, create_supervised_trainer
+from ignite.handlers import EMAHandler
+from ignite.metrics import Accuracy
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.optim import ZeroRedundancyOptimizer
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, TensorDataset
+
+from helpers.ranks import on_ranks
+from ignite_evalhook import EvalHook, create_evaluator, load_best
+
+CRITERION = nn.CrossEntropyLoss()
+
+
+def plain_model() -> nn.Sequential:
+    """Return a model, the same each time."""
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
+
+
+def samples(count: int = 20) -> TensorDataset:
+    """Return samples, the same each time."""
+    torch.manual_seed(5)
+    x = torch.randn(count, 4)
+    return TensorDataset(x, (x.sum(dim=1) > 0).long())
+
+
+def train(
+    model: nn.Module,
+    out_dir: Path,
+    *,
+    rank: int = 0,
+    world: int = 1,
+    evaluated: nn.Module | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    to_save: dict[str, Any] | None = None,
+    val: int = 13,
+    **options: Any,
+) -> EvalHook:
+    """Train three epochs, evaluate after each, and return the hook."""
+    optimizer = optimizer or torch.optim.Adam(model.parameters(), 0.05)
+    trainer = create_supervised_trainer(model, optimizer, CRITERION)
+    evaluator = create_evaluator(
+        evaluated or model, metrics={"accuracy": Accuracy()}, loss_fn=CRITERION
+    )
+    hook = EvalHook(
+        DataLoader(TensorDataset(*samples()[:val]), batch_size=3),
+        evaluator,
+        model=model,
+        save_best="val_loss",
+        to_save=to_save or {"model": model},
+        out_dir=out_dir,
+        **options,
+    )
+    hook.attach(trainer)
+    x, y = samples()[:]
+    trainer.run([(x[rank::world], y[rank::world])], max_epochs=3)
+    return hook
+
+
+def said(hook: EvalHook) -> list[Any]:
+    """Return what the hook's history says, but for the time it took."""
+    return [(r.epoch, r.metrics, r.best_of, r.samples) for r in hook.history]
+
+
+def scored_by_the_file(out_dir: Path, val: int = 13) -> float:
+    """Load the best file into a plain model, and evaluate that on this process."""
+    model = plain_model()
+    load_best(out_dir, {"model": model})
+    hook = EvalHook(
+        DataLoader(TensorDataset(*samples()[:val]), batch_size=3),
+        create_evaluator(model, loss_fn=CRITERION),
+        interval=None,
+    )
+    return hook.evaluate().metrics["val_loss"]
+
+
+# -- wrappers -------------------------------------------------------------------------------------
+
+
+def with_ddp(rank: int, world: int, out_dir: Path, sync: bool) -> Any:
+    model: nn.Module = plain_model()
+    if sync:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        model[1] = plain_model()[1]  # SyncBatchNorm trains on a GPU only
+    hook = train(DistributedDataParallel(model), out_dir, rank=rank, world=world)
+    return said(hook), hook.best
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_a_model_in_ddp_is_scored_and_saved_without_it(world: int, tmp_path: Path) -> None:
+    told = on_ranks(world, with_ddp, world, tmp_path, False)
+    assert all(one == told[0] for one in told)
+    best = told[0][1]
+    assert torch.load(best.path, weights_only=True).keys() == plain_model().state_dict().keys()
+    assert scored_by_the_file(tmp_path) == pytest.approx(best.score, rel=1e-6)
+
+
+def with_sync_batchnorm(rank: int) -> Any:
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(plain_model())
+    evaluator = create_evaluator(model, loss_fn=CRITERION)
+    hook = EvalHook(DataLoader(samples(5), batch_size=2), evaluator, interval=None)
+    return hook.evaluate().metrics["val_loss"]
+
+
+def test_sync_batchnorm_in_eval_mode_needs_no_other_rank() -> None:
+    told = on_ranks(4, with_sync_batchnorm)  # one rank has no batch
+    assert told == on_ranks(1, with_sync_batchnorm) * 4
+
+
+def test_a_model_in_data_parallel_is_saved_without_it(tmp_path: Path) -> None:
+    hook = train(nn.DataParallel(plain_model()), tmp_path)
+    assert hook.best is not None
+    assert scored_by_the_file(tmp_path) == hook.best.score
+
+
+def test_a_compiled_model_is_saved_under_its_own_names(tmp_path: Path) -> None:
+    compiled: Any = torch.compile(plain_model(), backend="eager")
+    hook = train(compiled, tmp_path)
+    assert hook.best is not None
+    assert scored_by_the_file(tmp_path) == pytest.approx(hook.best.score, rel=1e-6)
+    hook.load_best()  # into the compiled one as well
+    assert hook.evaluate(track=False).metrics["val_loss"] == pytest.approx(hook.best.score)
+
+
+# -- averaged weights -----------------------------------------------------------------------------
+
+
+def test_averaged_weights_are_scored_and_saved_and_training_keeps_its_own(tmp_path: Path) -> None:
+    def run(*, evaluate: bool) -> tuple[nn.Module, EvalHook | None, EMAHandler]:
+        model = plain_model()
+        optimizer = torch.optim.SGD(model.parameters(), 0.5)
+        trainer = create_supervised_trainer(model, optimizer, CRITERION)
+        ema = EMAHandler(model, momentum=0.3)
+        ema.attach(trainer)
+        hook = None
+        if evaluate:
+            hook = EvalHook(
+                DataLoader(TensorDataset(*samples()[:13]), batch_size=3),
+                create_evaluator(model, loss_fn=CRITERION),
+                save_best="val_loss",
+                out_dir=tmp_path,
+                context=ema,
+            ).attach(trainer)
+        trainer.run([samples()[:]], max_epochs=3)
+        return model, hook, ema
+
+    model, hook, ema = run(evaluate=True)
+    bare, _, bare_ema = run(evaluate=False)
+    assert hook is not None
+    assert hook.best is not None
+    for own, other in ((model, bare), (ema.ema_model, bare_ema.ema_model)):
+        for name, value in own.state_dict().items():
+            assert torch.equal(value, other.state_dict()[name]), name
+    assert hook.best.epoch == 3
+    saved = torch.load(hook.best.path, weights_only=True)
+    for name, value in ema.ema_model.state_dict().items():
+        assert torch.equal(saved[name], value), name
+    assert scored_by_the_file(tmp_path) == hook.best.score
+
+
+def test_averaged_weights_are_put_back_also_after_an_error() -> None:
+    model = plain_model()
+    ema = EMAHandler(model, momentum=0.3)
+    with torch.no_grad():
+        model[0].weight.add_(1.0)
+    before = [value.clone() for value in model.state_dict().values()]
+
+    def fail(engine: Engine, batch: Any) -> None:
+        raise ValueError("no")
+
+    hook = EvalHook(
+        [0], create_evaluator(model, step=fail), interval=None, context=ema, model=model
+    )
+    with pytest.raises(ValueError, match="no"):
+        hook.evaluate()
+    for value, was in zip(model.state_dict().values(), before, strict=True):
+        assert torch.equal(value, was)
+
+
+# -- what is sharded ------------------------------------------------------------------------------
+
+
+def with_zero(rank: int, world: int, out_dir: Path) -> Any:
+    model = DistributedDataParallel(plain_model())
+    optimizer = ZeroRedundancyOptimizer(model.parameters(), torch.optim.Adam, lr=0.05)
+    hook = train(
+        model, out_dir, rank=rank, world=world, optimizer=optimizer,
+        to_save={"model": model, "optimizer": optimizer},
+    )  # fmt: skip
+    return said(hook), hook.best
+
+
+def test_an_optimizer_sharded_by_zero_is_saved_whole(tmp_path: Path) -> None:
+    told = on_ranks(2, with_zero, 2, tmp_path)
+    assert told[0] == told[1]
+    saved = torch.load(told[0][1].path, weights_only=True)["optimizer"]
+    optimizer = torch.optim.Adam(plain_model().parameters(), 0.05)
+    optimizer.load_state_dict(saved)
+    assert len(optimizer.state) == 6  # every parameter has its moments
+
+
+def shard(model: nn.Module, world: int) -> nn.Module:
+    mesh = init_device_mesh("cpu", (world,))
+    for layer in (model[0], model[3]):  # type: ignore[index]
+        fully_shard(layer, mesh=mesh)
+    return fully_shard(model, mesh=mesh)
+
+
+def with_fsdp(rank: int, world: int, out_dir: Path, val: int) -> Any:
+    model = shard(plain_model(), world)
+    optimizer = torch.optim.Adam(model.parameters(), 0.05)
+    hook = train(
+        model, out_dir, rank=rank, world=world, optimizer=optimizer, val=val,
+        to_save={"model": model, "optimizer": optimizer},
+    )  # fmt: skip
+    dist.barrier()
+    hook.load_best(to_load={"model": model, "optimizer": optimizer})
+    again = hook.evaluate(track=False).metrics["val_loss"]
+    return said(hook), hook.best, again
+
+
+@pytest.mark.parametrize(("world", "val"), [(2, 13), (3, 13), (2, 2)])
+def test_a_model_sharded_by_fsdp_is_scored_in_lockstep_and_saved_whole(
+    world: int, val: int, tmp_path: Path
+) -> None:
+    told = on_ranks(world, with_fsdp, world, tmp_path, val)
+    assert all(one == told[0] for one in told)
+    records, best, again = told[0]
+    assert [samples_seen for *_, samples_seen in records] == [val] * 3
+    assert again == pytest.approx(best.score, rel=1e-5)
+    saved = torch.load(best.path, weights_only=True)
+    assert {type(value) for value in saved["model"].values()} == {torch.Tensor}
+    # A file of the whole loads on one process, and on another number of ranks.
+    assert scored_by_the_file(tmp_path, val) == pytest.approx(best.score, rel=1e-5)
+    other = on_ranks(5 - world, load_sharded, 5 - world, tmp_path, val)
+    assert other == [pytest.approx(best.score, rel=1e-5)] * (5 - world)
+
+
+def load_sharded(rank: int, world: int, out_dir: Path, val: int) -> Any:
+    model = shard(plain_model(), world)
+    load_best(out_dir, {"model": model})
+    hook = EvalHook(
+        DataLoader(TensorDataset(*samples()[:val]), batch_size=3),
+        create_evaluator(model, loss_fn=CRITERION),
+        interval=None,
+    )
+    return hook.evaluate().metrics["val_loss"]
