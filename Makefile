@@ -13,10 +13,11 @@ QUICK := not slow and not gpu
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo demo-resume test test-full lint types format bench docs build clean distclean
+.PHONY: help demo demo-resume demo-distributed test test-full
+.PHONY: lint types format bench docs build clean distclean
 
 help: ## List the targets
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-24s %s\n", $$1, $$2}'
 
 demo: $(VENV)/.examples ## Train on handwritten digits with evaluation, best checkpoint, early stopping
 	rm -rf runs/digits
@@ -29,6 +30,10 @@ demo-resume: $(VENV)/.examples ## The same, killed half-way and started again
 	  status=$$?; test $$status -eq 137 || { echo "expected a kill (exit 137), got $$status"; exit 1; }
 	@echo "Second run: the same command again goes on where the first was killed."
 	$(PY) examples/digits.py --out-dir runs/digits-resume
+
+demo-distributed: $(VENV)/.examples ## Train a ResNet-50 on two processes, evaluated as on one
+	rm -rf runs/distributed
+	$(PY) examples/distributed.py --nproc 2 --out-dir runs/distributed
 
 test: $(VENV)/.test ## Run the tests; fail below 95 % coverage
 	$(PY) -m pytest -m "$(QUICK)" --cov

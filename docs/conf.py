@@ -44,7 +44,7 @@ napoleon_custom_sections = ["Source"]
 FOREIGN = "|".join(sorted({*sys.stdlib_module_names, "ignite", "mmengine", "numpy", "torch"}))
 nitpick_ignore = [("py:class", name) for name in (*dir(builtins), "optional")]
 # Type variables are private and have no page either.
-PRIVATE = r"ignite_evalhook\._\w+\._\w+"
+PRIVATE = r"ignite_evalhook\._\w+\.(_\w+|T)"
 nitpick_ignore_regex = [("py:.*", rf"({FOREIGN})(\..+)?"), ("py:class", PRIVATE)]
 
 

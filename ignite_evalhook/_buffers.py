@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -20,7 +19,45 @@ from ._team import Team
 __all__: list[str] = []
 
 
-def buffers_of(modules: Sequence[nn.Module]) -> list[tuple[str, Tensor]]:
+class Buffers:
+    """The buffers of some models, ready to be made equal.
+
+    Everything that could fail on one rank alone is done at construction, before the ranks meet.
+
+    Args:
+        modules: The same on all ranks, but for the buffers' values.
+        how: ``"broadcast"`` gives every rank rank 0's values; ``"mean"`` averages floating-point
+            buffers in float64, others are rank 0's; ``None``: there is nothing to do.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module], how: str | None) -> None:
+        named = [] if how is None else _buffers_of(modules)
+        is_averaged = [how == "mean" and b.is_floating_point() for _, b in named]
+        pairs = list(zip(named, is_averaged, strict=True))
+        self.layout = [[name, str(b.dtype), list(b.shape)] for name, b in named]
+        self._copied = [buffer for (_, buffer), averaged in pairs if not averaged]
+        self._averaged = [buffer for (_, buffer), averaged in pairs if averaged]
+        self._bytes = _joined([_bytes(buffer) for buffer in self._copied], torch.uint8)
+        self._numbers = _joined([_numbers(buffer) for buffer in self._averaged], torch.float64)
+
+    def equalise(self, team: Team) -> None:
+        """Make the buffers the same on every rank, by one collective a kind.
+
+        Call it when all ranks are known to be there, and to have the same layout.
+        """
+        if self._copied:
+            dist.broadcast(self._bytes, 0, group=team.group)
+            sizes = [buffer.numel() * buffer.element_size() for buffer in self._copied]
+            for buffer, part in zip(self._copied, torch.split(self._bytes, sizes), strict=True):
+                _fill(buffer, part.clone().view(buffer.dtype))  # a clone is aligned
+        if self._averaged:
+            dist.all_reduce(self._numbers, group=team.group)
+            means = torch.split(self._numbers / team.size, [b.numel() for b in self._averaged])
+            for buffer, part in zip(self._averaged, means, strict=True):
+                _fill(buffer, part)
+
+
+def _buffers_of(modules: Sequence[nn.Module]) -> list[tuple[str, Tensor]]:
     """Return the buffers of some modules by name, each once, in an order that all ranks share."""
     found: dict[int, tuple[str, Tensor]] = {}
     for number, module in enumerate(modules):
@@ -34,46 +71,17 @@ def _is_plain(tensor: Tensor) -> bool:
     return type(tensor) is Tensor and tensor.layout is torch.strided and not tensor.is_meta
 
 
-def layout_of(buffers: Sequence[tuple[str, Tensor]]) -> list[Any]:
-    """Describe buffers as plain values: all ranks must have the same."""
-    return [[name, str(buffer.dtype), list(buffer.shape)] for name, buffer in buffers]
-
-
-def equalise(buffers: Sequence[Tensor], how: str, team: Team) -> None:
-    """Give every rank rank 0's values, or the mean over the ranks, by one collective.
-
-    Call it on all ranks, when all are known to be there and to have the same buffers.
-
-    Args:
-        buffers: The same on all ranks, but for their values.
-        how: ``"broadcast"``, or ``"mean"``: floating-point buffers are averaged in float64,
-            others are rank 0's.
-        team: The ranks.
-    """
-    averaged = [b for b in buffers if how == "mean" and b.is_floating_point()]
-    copied = [b for b in buffers if not (how == "mean" and b.is_floating_point())]
-    if copied:
-        flat = torch.cat([_bytes(buffer) for buffer in copied])
-        dist.broadcast(flat, 0, group=team.group)
-        for buffer, part in zip(copied, _split(flat, copied), strict=True):
-            _fill(buffer, part.view(buffer.dtype))
-    if averaged:
-        numbers = torch.cat([b.detach().to("cpu", torch.float64).reshape(-1) for b in averaged])
-        dist.all_reduce(numbers, group=team.group)
-        numbers /= team.size
-        parts = torch.split(numbers, [b.numel() for b in averaged])
-        for buffer, part in zip(averaged, parts, strict=True):
-            _fill(buffer, part)
+def _joined(parts: list[Tensor], dtype: torch.dtype) -> Tensor:
+    return torch.cat(parts) if parts else torch.empty(0, dtype=dtype)
 
 
 def _bytes(buffer: Tensor) -> Tensor:
-    # A clone, so that it is contiguous, and aligned for its type.
+    # A copy, so that it is contiguous, and aligned for its type.
     return buffer.detach().to("cpu", copy=True).contiguous().reshape(-1).view(torch.uint8)
 
 
-def _split(flat: Tensor, buffers: Sequence[Tensor]) -> Iterator[Tensor]:
-    sizes = [buffer.numel() * buffer.element_size() for buffer in buffers]
-    yield from (part.clone() for part in torch.split(flat, sizes))
+def _numbers(buffer: Tensor) -> Tensor:
+    return buffer.detach().to("cpu", torch.float64).reshape(-1)
 
 
 def _fill(buffer: Tensor, values: Tensor) -> None:

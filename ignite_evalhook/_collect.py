@@ -20,7 +20,8 @@ import torch.distributed as dist
 
 from ._flock import try_lock
 from ._packing import Packed, pack, read, unpack, write
-from ._team import Section, chunks
+from ._team import Section
+from ._wire import chunks
 
 __all__: list[str] = []
 

@@ -19,7 +19,7 @@ import torch
 from ignite.engine import Engine
 from torch import nn
 
-from ._buffers import buffers_of, equalise, layout_of, without_ddp_broadcast
+from ._buffers import Buffers, without_ddp_broadcast
 from ._collect import Carrier, open_carrier
 from ._engine import grad_mode, run_pass
 from ._loading import plan_batches
@@ -99,10 +99,9 @@ class Evaluation:
         """Meet the other ranks, and make the models' buffers the same everywhere."""
         if section.team.alone:
             return
-        named = buffers_of(self.modules) if self.sync_buffers is not None else []
-        section.meet("ready", [place, layout_of(named)], _check_same_place)
-        if named and self.sync_buffers is not None:
-            equalise([buffer for _, buffer in named], self.sync_buffers, section.team)
+        buffers = Buffers(self.modules, self.sync_buffers)
+        section.meet("ready", [place, buffers.layout], _check_same_place)
+        buffers.equalise(section.team)
 
     def run(
         self,
@@ -135,9 +134,7 @@ class Evaluation:
         if source is None:
             raise ValueError("there is no dataloader to evaluate on; pass one to evaluate()")
         team = section.team
-        turn = None
-        if self.function is None and not team.alone:
-            turn = Turn(team.rank, team.size, section.tell)
+        turn = None if self.function is not None else Turn(team.rank, team.size, section.tell)
         batches = plan_batches(
             source, self.limit_batches, order=collector is not None, turn=turn, shard=self.shard
         )
@@ -184,7 +181,7 @@ class Evaluation:
                 answer_only=judge is None,
                 section=section,
                 carrier=carrier,
-                lockstep=self._spare(source) if turn and is_sharded(self.modules) else None,
+                lockstep=self._spare(source) if is_sharded(self.modules) else None,
             )
         seconds = time.perf_counter() - started
         if self.function is not None:

@@ -321,6 +321,13 @@ class Follower:
         if metric is not None and not self.targets and AUTO in self.wanted:
             self.targets = (self._make_target(metric, self.wanted[AUTO]),)
 
+    def unchoose(self, targets: tuple[Target, ...]) -> None:
+        """Follow ``targets`` again, if ``"auto"`` has chosen in an evaluation that failed."""
+        if self.targets != targets:
+            self.targets = targets
+            self._checkpoints.clear()
+            self._files = None
+
     def scores(self) -> dict[str, float]:
         """Return the best score of each metric so far."""
         return {metric: leader.score for metric, leader in self.leaders.items()}

@@ -131,14 +131,12 @@ def load_objects(to_load: Mapping[str, Any], checkpoint: dict[str, Any], where: 
     missing = [name for name in to_load if name not in checkpoint]
     if missing and (len(to_load) > 1 or not _is_state_of(checkpoint, to_load[missing[0]])):
         raise ValueError(f"{where} has no {missing}; it has {list(checkpoint)}")
-    if len(to_load) == 1 and missing:
-        load_whole(next(iter(to_load.values())), checkpoint)
-        return
     for name, item in to_load.items():
+        state = checkpoint if name in missing else checkpoint[name]
         if hasattr(item, "load_state_dict"):
-            load_whole(item, checkpoint[name])
-        else:  # a mapping or a list of objects, or nothing that can be loaded
-            Checkpoint.load_objects(to_load={name: item}, checkpoint={name: checkpoint[name]})
+            load_whole(item, state)
+        else:  # a mapping or a list of objects; Ignite refuses what cannot be loaded
+            Checkpoint.load_objects(to_load={name: item}, checkpoint={name: state})
 
 
 def _is_state_of(checkpoint: Mapping[str, Any], item: Any) -> bool:

@@ -75,7 +75,7 @@ class Batches:
             batches = self._pick(batches, self._turn)
         yield from batches
         self._at_end = True
-        if self._turn is ALONE:
+        if self._turn is not None and self._turn.world_size == 1:
             self.total = self.seen
             if self.seen == 0:
                 raise EvaluationError("the evaluation data is empty: no batch came")
@@ -131,7 +131,7 @@ def plan_batches(
         shard: Whether the ranks share ``data``; else, as with a stream, each has its own.
     """
     alone = turn is None or turn.world_size == 1
-    if turn is not None and not alone and shard and not is_stream(data):
+    if turn is not None and shard and not is_stream(data) and not (alone and _is_whole(data)):
         return _plan_share(data, limit, order, turn)
     who = ALONE if alone else None
     if not isinstance(data, DataLoader):
@@ -146,6 +146,11 @@ def plan_batches(
             indices = draw_order(data, limit)
             data = with_order(data, indices)
     return Batches(apart(data), length_of(data) or None, limit, indices, turn=who)
+
+
+def _is_whole(data: Iterable[Any]) -> bool:
+    """Return whether data has all batches in the order of one process as it is."""
+    return not isinstance(data, DataLoader) or whole_of(data) is index_sampler(data)
 
 
 def _plan_share(data: Iterable[Any], limit: int | None, order: bool, turn: Turn) -> Batches:

@@ -517,12 +517,14 @@ class Session:
         trainer = self.need_trainer()  # also for events after a handler has detached the hook
         data = self.plan.dataloader if data is None else data
         self.at = at
+        followed = self.plan.follower.targets
         self._evaluating = True
         try:
             with self.team.together(f"{self.name} at {at}") as section:
                 record = self._evaluate(trainer, at, data, section)
         except BaseException:
             self.plan.follower.undo()
+            self.plan.follower.unchoose(followed)
             raise
         finally:
             self._evaluating = False

@@ -7,26 +7,25 @@ says so at the next one, which the others are bound to reach.  What is said and 
 this module's business.  A team of one decides without talking.
 
 What keeps messages from pairing wrongly: each rank sends one message at a meeting and gets one
-answer, whatever goes wrong in between; a message that was begun is sent, and received, to its
-end; and a meeting at which a rank has failed is the last one of its section, on every rank.
+answer, whatever goes wrong in between; and a meeting at which a rank has failed is the last one
+of its section, on every rank.
 """
 
 from __future__ import annotations
 
-import ctypes
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import partial
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import ignite.distributed as idist
-import torch
 import torch.distributed as dist
 
-from ._packing import Packed, pack, unpack
+from ._packing import pack
+from ._wire import LostError, Wire
 from .exceptions import EvaluationError
 
 __all__ = ["Failure", "Section", "Team"]
@@ -38,9 +37,6 @@ Decide = Callable[[list[Any]], Any]
 # its connections close.  Only a host that vanishes without a word is noticed this late.
 PATIENCE = timedelta(days=1)
 POLL_SECONDS = 0.5  # how often a rank looks, between batches, whether another one has failed
-_FIRST = 4096  # bytes of a first message
-_CHUNK = 8 << 20  # bytes of each further one
-_LENGTHS = 16  # bytes: the lengths of head and payload, two int64
 _TOLD = "_told_at_meeting"  # attribute of an exception that every rank knows of
 
 
@@ -80,14 +76,8 @@ class StoppedError(EvaluationError):
     """This rank stopped, since another one has failed; what that was is told at the meeting."""
 
 
-class _LostError(Exception):
-    """The connection to another rank is lost."""
-
-    def __init__(self, rank: int, own_rank: int, error: BaseException) -> None:
-        first_line = str(error).partition("\n")[0]
-        words = f"its connection to rank {own_rank} is lost, as it is when a process dies"
-        self.failure = Failure(rank, "ConnectionError", f"{words}: {first_line}", "")
-        super().__init__(words)
+def _loss(lost: LostError) -> Failure:
+    return Failure(lost.rank, "ConnectionError", str(lost), "")
 
 
 class _Said(NamedTuple):
@@ -105,21 +95,18 @@ class Team:
         rank: This process's rank, 0-based.
         size: Number of ranks.
         meetings: How many there have been; the same on all ranks.
+        group: The team's own process group: gloo, for tensors on the CPU.
     """
-
-    rank: int
-    size: int
-    meetings: int
 
     def __init__(self, rank: int = 0, size: int = 1, group: Any = None, store: Any = None) -> None:
         self.rank = rank
         self.size = size
-        self._group = group
+        self.group = group
+        self._wire = Wire(rank, group)
         self._store = store
         self.meetings = 0
         self._deciding = False
         self._next_poll = 0.0
-        self._interrupt: BaseException | None = None  # raised while this rank waited
 
     @staticmethod
     def current() -> Team:
@@ -153,11 +140,6 @@ class Team:
     def leads(self) -> bool:
         """Whether this is the rank that decides, and writes files."""
         return self.rank == 0
-
-    @property
-    def group(self) -> Any:
-        """The team's own process group: gloo, for tensors on the CPU."""
-        return self._group
 
     @contextmanager
     def together(self, what: str) -> Iterator[Section]:
@@ -232,9 +214,9 @@ class Team:
                 failures, verdict, problem = self._lead(said, decide)
             else:
                 failures, verdict, problem = self._follow(said)
-        except _LostError as lost:
-            failures, verdict, problem = [lost.failure], None, lost.__cause__
-        interrupt, self._interrupt = self._interrupt, None
+        except LostError as lost:
+            failures, verdict, problem = [_loss(lost)], None, lost.__cause__
+        interrupt = self._wire.take_interrupt()
         cause = interrupt or cause or problem
         if not failures:
             if interrupt is not None:
@@ -259,8 +241,8 @@ class Team:
         openers = self._gather()
         verdict, problem = None, None
         try:
-            if self._interrupt is not None:
-                raise self._interrupt
+            if self._wire.interrupt is not None:
+                raise self._wire.interrupt
             said = [own, *(opener() for opener in openers)]
             failures = [one.failure for one in said if one.failure is not None]
             # One that only stopped has nothing to add.
@@ -278,8 +260,8 @@ class Team:
             pieces = [packed.payload()]
         for rank in range(1, self.size):
             # One that has died since it spoke is missed at the next meeting, by all alike.
-            with suppress(_LostError):
-                self._send(rank, packed, pieces)
+            with suppress(LostError):
+                self._wire.send(rank, packed, pieces)
         self.meetings += 1
         return failures, verdict, problem
 
@@ -298,105 +280,25 @@ class Team:
         except Exception as error:  # noqa: BLE001  # told to all ranks, and raised there
             problem = error
         if packed is not None:
-            problem = self._send(0, packed, packed.pieces)
+            problem = self._wire.send(0, packed, packed.pieces)
         if problem is not None:
             packed = pack(_Said(said.label, Failure.of(self.rank, problem)))
-            self._send(0, packed, packed.pieces)
-        opener = self._receive(0)
+            self._wire.send(0, packed, packed.pieces)
+        opener = self._wire.receive(0)
         self.meetings += 1
         failures, verdict = opener()
         return failures, verdict, problem
-
-    # -- messages -----------------------------------------------------------------------------
 
     def _gather(self) -> list[Callable[[], _Said]]:
         """Receive what every other rank says; one that is gone has failed."""
         openers: list[Callable[[], _Said]] = []
         for rank in range(1, self.size):
             try:
-                openers.append(self._receive(rank))
-            except _LostError as lost:
+                openers.append(self._wire.receive(rank))
+            except LostError as lost:
                 self._cry()
-                openers.append(partial(_Said, "", lost.failure))
+                openers.append(partial(_Said, "", _loss(lost)))
         return openers
-
-    def _send(self, rank: int, packed: Packed, pieces: Iterable[torch.Tensor]) -> Exception | None:
-        """Send a first message of fixed length, and what does not fit into it by others.
-
-        Returns:
-            What has kept it from being complete: then the receiver waits for another one.
-
-        Raises:
-            _LostError: If the receiver is gone.
-        """
-        first = torch.zeros(_FIRST, dtype=torch.uint8)
-        first[:_LENGTHS] = torch.tensor([len(packed.head), packed.size]).view(torch.uint8)
-        head = torch.frombuffer(bytearray(packed.head), dtype=torch.uint8)
-        middle = _LENGTHS + len(head)
-        if middle + packed.size <= _FIRST:
-            first[_LENGTHS:middle] = head
-            first[middle : middle + packed.size] = packed.payload()
-            self._finish(dist.isend, first, rank)
-            return None
-        self._finish(dist.isend, first, rank)
-        self._finish(dist.isend, head, rank)
-        problem: Exception | None = None
-        blocks = chunks(pieces, _CHUNK)
-        for start in range(0, packed.size, _CHUNK):
-            block = None
-            if problem is None:
-                try:
-                    block = next(blocks)  # may come from a device, or need memory
-                except Exception as error:  # noqa: BLE001  # returned
-                    problem = error
-            if block is None:
-                block = torch.zeros(min(_CHUNK, packed.size - start), dtype=torch.uint8)
-            self._finish(dist.isend, block, rank)
-        complete = torch.tensor([problem is None], dtype=torch.uint8)
-        self._finish(dist.isend, complete, rank)
-        return problem
-
-    def _receive(self, rank: int) -> Callable[[], Any]:
-        """Receive a message to its end, and return the function that opens it.
-
-        Raises:
-            _LostError: If the sender is gone.
-        """
-        first = torch.empty(_FIRST, dtype=torch.uint8)
-        self._finish(dist.irecv, first, rank)
-        head_length, size = first[:_LENGTHS].view(torch.int64).tolist()
-        middle = _LENGTHS + head_length
-        if middle + size <= _FIRST:
-            return partial(_opened, first[_LENGTHS:middle], first[middle : middle + size].clone())
-        head = torch.empty(head_length, dtype=torch.uint8)
-        self._finish(dist.irecv, head, rank)
-        try:
-            payload = torch.empty(size, dtype=torch.uint8)
-            opener = partial(_opened, head, payload)
-        except RuntimeError as error:  # there is not so much memory: let it all come, and go
-            payload = torch.empty(_CHUNK, dtype=torch.uint8)
-            opener = partial(_raise, error)
-        for start in range(0, size, _CHUNK):
-            length = min(_CHUNK, size - start)
-            block = payload[start:][:length] if len(payload) == size else payload[:length]
-            self._finish(dist.irecv, block, rank)
-        complete = torch.empty(1, dtype=torch.uint8)
-        self._finish(dist.irecv, complete, rank)
-        return opener if complete.item() else self._receive(rank)
-
-    def _finish(self, begin: Callable[..., Any], data: torch.Tensor, rank: int) -> None:
-        """Send or receive to the end; what a signal raises meanwhile comes after the meeting."""
-        try:
-            work = begin(data, rank, group=self._group)
-            while not work.is_completed():
-                try:
-                    work.wait()
-                except RuntimeError:
-                    raise
-                except BaseException as error:  # noqa: BLE001  # raised by _exchange()
-                    self._interrupt = error
-        except RuntimeError as error:
-            raise _LostError(rank, self.rank, error) from error
 
     # -- failures between meetings ------------------------------------------------------------
 
@@ -495,32 +397,3 @@ def _check_same_place(labels: Sequence[str]) -> None:
         raise EvaluationError(
             f"the ranks are at different places: {where}; call the hook on every rank alike"
         )
-
-
-def _opened(head: torch.Tensor, payload: torch.Tensor) -> Any:
-    # The bytes of a tensor, without NumPy.
-    return unpack(ctypes.string_at(head.data_ptr(), len(head)), payload)
-
-
-def _raise(error: Exception) -> NoReturn:
-    raise error
-
-
-def chunks(pieces: Iterable[torch.Tensor], length: int) -> Iterator[torch.Tensor]:
-    """Yield the bytes of some 1-d tensors in blocks of ``length``; the last one is shorter.
-
-    So a receiver knows the length of each from the length of all.  What is long is given from
-    where it lies, what is short is copied together.
-    """
-    parts: list[torch.Tensor] = []
-    missing = length
-    for piece in pieces:
-        while len(piece) > 0:
-            part, piece = piece[:missing], piece[missing:]
-            parts.append(part)
-            missing -= len(part)
-            if missing == 0:
-                yield parts[0] if len(parts) == 1 else torch.cat(parts)
-                parts, missing = [], length
-    if parts:
-        yield parts[0] if len(parts) == 1 else torch.cat(parts)

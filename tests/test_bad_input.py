@@ -259,6 +259,7 @@ BAD: dict[str, list[Row]] = {
     ],
     "tmpdir": [({"tmpdir": 3}, T, "tmpdir must be a folder or None, got 3")],
     "gpu_collect": [({"gpu_collect": 3}, V, "gpu_collect must be one of .*got 3")],
+    "compute_on": [({"compute_on": "cpu"}, V, r"must be one of \['rank0', 'all'\], got 'cpu'")],
     "clock": [
         ({"clock": 3}, T, "clock must be a function, got int"),
         ({"clock": None}, T, "clock must be a function, got None"),

@@ -330,9 +330,11 @@ OTHER_WORDS: list[tuple[str, tuple[int, ...], str, str]] = [
 ]
 
 
-def fail_in_turn(rank: int, folder: Path, table: list[tuple[str, int, str]]) -> list[Any]:
+def fail_in_turn(
+    rank: int, folder: Path, table: list[tuple[str, int, str]], size: int = 14
+) -> list[Any]:
     """Fail at each place in turn, and evaluate again after each failure."""
-    run = Run(rank, folder)
+    run = Run(rank, folder, size=size)
     run.advance()
     run.hook.evaluate()
     seen = []
@@ -433,6 +435,16 @@ def test_after_a_failure_the_ranks_go_on_together(
         assert record["metrics"]["results"] == 14
         assert record["samples"] == 14
         assert record["is_best"]
+
+
+def test_a_rank_without_a_batch_fails_and_hears_like_the_others(tmp_path: Path) -> None:
+    places = [("process", 0), ("on EPOCH_COMPLETED", 1), ("context exit", 1), ("state_dict", 1)]
+    table = [(place, who, "error") for place, who in places]
+    for outcome in on_ranks(2, fail_in_turn, tmp_path / "run", table, 2):
+        for (place, who), (found, changed, record) in zip(places, outcome, strict=True):
+            assert found["failures"][0][:3] == (who, "ValueError", f"{WORDS} in {place}")
+            assert changed == {}, place
+            assert record["samples"] == 2
 
 
 # -- what comes after the record ------------------------------------------------------------------
@@ -651,6 +663,11 @@ def call_differently(rank: int, folder: Path) -> dict[str, Any]:
     run.hook.evaluate()
     run.advance()
     seen["track"] = run.attempt(track=rank != 1)
+    if rank == 1:
+        run.stopper.counter += 5
+    seen["counters"] = run.attempt()
+    if rank == 1:
+        run.stopper.counter -= 5
     run.hook.evaluate()
     state = run.hook.state_dict()
     run.advance()
@@ -674,6 +691,7 @@ def test_ranks_that_do_not_call_alike_are_told_so(tmp_path: Path) -> None:
         assert seen["track"]["type"] == "EvaluationError", rank
         assert "different places: rank 0 at 'val" in seen["track"]["words"], rank
         assert "rank 1 at 'val: an answer" in seen["track"]["words"], rank
+        assert "rank 1 stands at" in seen["counters"]["words"], rank
         assert seen["state"]["type"] == "EvaluationError", rank
         assert "rank 2 stands at" in seen["state"]["words"], rank
         assert "load the same checkpoint on every rank" in seen["state"]["words"], rank

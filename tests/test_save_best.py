@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
-from ignite.engine import Engine
+from ignite.engine import Engine, Events
 from ignite.metrics import Loss, MeanAbsoluteError
 from torch import nn
 
@@ -533,3 +533,21 @@ def test_a_score_function_for_a_metric_without_a_rule_is_refused() -> None:
         hook.score_function_for("strangeness")
     hook, _ = scripted([], rule={"strangeness": "less"})
     assert hook.score_function_for("strangeness")(None) == -INF
+
+
+def test_what_auto_has_chosen_in_an_evaluation_that_failed_is_forgotten(tmp_path: Path) -> None:
+    said: list[dict[str, float]] = [{"val_loss": 0.5}, {"accuracy": 0.9, "val_loss": 0.5}]
+    hook, trainer = scripted(said, tmp_path, save_best="auto")
+
+    def refuse(engine: Any) -> None:
+        hook.evaluator.remove_event_handler(refuse, Events.COMPLETED)
+        raise ValueError("not yet")
+
+    hook.evaluator.add_event_handler(Events.COMPLETED, refuse)
+    hook.attach(trainer)
+    with pytest.raises(ValueError, match="not yet"):
+        trainer.run([0], max_epochs=1)
+    assert hook.bests == {}
+    assert [path.name for path in tmp_path.glob("*.pt")] == []
+    hook.evaluate()
+    assert list(hook.bests) == ["accuracy"]

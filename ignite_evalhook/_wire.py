@@ -1,0 +1,162 @@
+"""Send a packed value from one rank to another, in messages of known lengths.
+
+A message that was begun is sent, and received, to its end, whatever goes wrong meanwhile: else
+the next one would be taken for the rest of it.  Who talks to whom, and when, is not said here.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any, NoReturn
+
+import torch
+import torch.distributed as dist
+
+from ._packing import Packed, unpack
+
+__all__: list[str] = []
+
+_FIRST = 4096  # bytes of a first message
+_CHUNK = 8 << 20  # bytes of each further one
+_LENGTHS = 16  # bytes: the lengths of head and payload, two int64
+
+
+class LostError(Exception):
+    """The connection to another rank is lost, as it is when a process dies.
+
+    Attributes:
+        rank: The other rank.
+    """
+
+    def __init__(self, rank: int, own_rank: int, error: BaseException) -> None:
+        first_line = str(error).partition("\n")[0]
+        words = f"its connection to rank {own_rank} is lost, as it is when a process dies"
+        super().__init__(f"{words}: {first_line}")
+        self.rank = rank
+
+
+class Wire:
+    """The connections of this rank, by a gloo group.
+
+    Attributes:
+        interrupt: What a signal has raised while this rank waited, for the caller to raise.
+    """
+
+    def __init__(self, rank: int, group: Any) -> None:
+        self.interrupt: BaseException | None = None
+        self._rank = rank
+        self._group = group
+
+    def take_interrupt(self) -> BaseException | None:
+        """Return what a signal has raised since the last time, if anything."""
+        interrupt, self.interrupt = self.interrupt, None
+        return interrupt
+
+    def send(self, rank: int, packed: Packed, pieces: Iterable[torch.Tensor]) -> Exception | None:
+        """Send a first message of fixed length, and what does not fit into it by others.
+
+        Returns:
+            What has kept it from being complete: then the receiver waits for another one.
+
+        Raises:
+            LostError: If the receiver is gone.
+        """
+        first = torch.zeros(_FIRST, dtype=torch.uint8)
+        first[:_LENGTHS] = torch.tensor([len(packed.head), packed.size]).view(torch.uint8)
+        head = torch.frombuffer(bytearray(packed.head), dtype=torch.uint8)
+        middle = _LENGTHS + len(head)
+        if middle + packed.size <= _FIRST:
+            first[_LENGTHS:middle] = head
+            first[middle : middle + packed.size] = packed.payload()
+            self._finish(dist.isend, first, rank)
+            return None
+        self._finish(dist.isend, first, rank)
+        self._finish(dist.isend, head, rank)
+        problem: Exception | None = None
+        blocks = chunks(pieces, _CHUNK)
+        for start in range(0, packed.size, _CHUNK):
+            block = None
+            if problem is None:
+                try:
+                    block = next(blocks)  # may come from a device, or need memory
+                except Exception as error:  # noqa: BLE001  # returned
+                    problem = error
+            if block is None:
+                block = torch.zeros(min(_CHUNK, packed.size - start), dtype=torch.uint8)
+            self._finish(dist.isend, block, rank)
+        complete = torch.tensor([problem is None], dtype=torch.uint8)
+        self._finish(dist.isend, complete, rank)
+        return problem
+
+    def receive(self, rank: int) -> Callable[[], Any]:
+        """Receive a message to its end, and return the function that opens it.
+
+        Raises:
+            LostError: If the sender is gone.
+        """
+        first = torch.empty(_FIRST, dtype=torch.uint8)
+        self._finish(dist.irecv, first, rank)
+        head_length, size = first[:_LENGTHS].view(torch.int64).tolist()
+        middle = _LENGTHS + head_length
+        if middle + size <= _FIRST:
+            return partial(_opened, first[_LENGTHS:middle], first[middle : middle + size].clone())
+        head = torch.empty(head_length, dtype=torch.uint8)
+        self._finish(dist.irecv, head, rank)
+        try:
+            payload = torch.empty(size, dtype=torch.uint8)
+            opener = partial(_opened, head, payload)
+        except RuntimeError as error:  # there is not so much memory: let it all come, and go
+            payload = torch.empty(_CHUNK, dtype=torch.uint8)
+            opener = partial(_raise, error)
+        for start in range(0, size, _CHUNK):
+            length = min(_CHUNK, size - start)
+            block = payload[start:][:length] if len(payload) == size else payload[:length]
+            self._finish(dist.irecv, block, rank)
+        complete = torch.empty(1, dtype=torch.uint8)
+        self._finish(dist.irecv, complete, rank)
+        return opener if complete.item() else self.receive(rank)
+
+    def _finish(self, begin: Callable[..., Any], data: torch.Tensor, rank: int) -> None:
+        """Send or receive to the end; what a signal raises meanwhile is put off."""
+        try:
+            work = begin(data, rank, group=self._group)
+            while not work.is_completed():
+                try:
+                    work.wait()
+                except RuntimeError:
+                    raise
+                except BaseException as error:  # noqa: BLE001  # raised by the caller
+                    self.interrupt = error
+        except RuntimeError as error:
+            raise LostError(rank, self._rank, error) from error
+
+
+def _opened(head: torch.Tensor, payload: torch.Tensor) -> Any:
+    # The bytes of a tensor, without NumPy.
+    return unpack(ctypes.string_at(head.data_ptr(), len(head)), payload)
+
+
+def _raise(error: Exception) -> NoReturn:
+    raise error
+
+
+def chunks(pieces: Iterable[torch.Tensor], length: int) -> Iterator[torch.Tensor]:
+    """Yield the bytes of some 1-d tensors in blocks of ``length``; the last one is shorter.
+
+    So a receiver knows the length of each from the length of all.  What is long is given from
+    where it lies, what is short is copied together.
+    """
+    parts: list[torch.Tensor] = []
+    missing = length
+    for piece in pieces:
+        while len(piece) > 0:
+            part, piece = piece[:missing], piece[missing:]
+            parts.append(part)
+            missing -= len(part)
+            if missing == 0:
+                yield parts[0] if len(parts) == 1 else torch.cat(parts)
+                parts, missing = [], length
+    if parts:
+        yield parts[0] if len(parts) == 1 else torch.cat(parts)
