@@ -53,8 +53,10 @@ format: $(VENV)/.lint ## Bring the code into the house's form
 	$(PY) -m ruff check --fix
 	$(PY) -m ruff format
 
-bench: $(VENV)/.examples ## Measure what an evaluation costs beside a hand-written loop
+bench: $(VENV)/.examples ## Measure what an evaluation costs, and collecting predictions
 	$(PY) benchmarks/loop.py
+	$(PY) benchmarks/collect.py
+	$(PY) benchmarks/ranks.py
 
 docs: $(VENV)/.docs ## Build the documentation into docs/_build/html; a warning is an error
 	$(SPHINX) -b html docs docs/_build/html

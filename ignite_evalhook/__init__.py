@@ -7,12 +7,12 @@ from ._best import Best
 from ._checkpoint import BestCheckpoint
 from ._dist_hook import DistEvalHook
 from ._evaluator import create_evaluator
+from ._events import EvalEvents
 from ._history import EvalRecord, History
 from ._hook import EvalHook
 from ._load_best import find_best, load_best
 from ._rules import Rule, infer_rule
 from ._schedule import Schedule
-from ._session import EvalEvents
 from ._sharding import shard_batches
 from ._val_loss import ValLoss, split_val_loss
 from .exceptions import (

@@ -4,11 +4,12 @@
 before a metric sees them, completes the metrics before the engine fires ``COMPLETED``, and insists
 that every batch was seen.  When to evaluate, and what follows, is decided elsewhere.
 
-Private names of Ignite are used in this file only, and only these:
-``Engine._process_function`` (a validation loss can be taken off a ready engine's output only
-around it), ``_internal_run_generator``, ``_dataloader_iter``, ``_init_iter`` (a run that raised
-leaves them behind, and the next one would do nothing), ``_event_handlers`` (to list metrics) and
-``_fire_event`` (to skip events that nobody listens to).
+Private names of Ignite's engine are used in this file (``_exactness`` reads ``_event_handlers``
+too), and only these: ``Engine._process_function`` (a validation loss can be taken off a ready
+engine's output only around it), ``_internal_run_generator``, ``_dataloader_iter``, ``_init_iter``
+(a run that raised leaves them behind, and the next one would do nothing), ``_event_handlers`` (to
+list metrics) and ``_fire_event`` (to skip events that nobody listens to, and to meet the other ranks
+before the first handler of ``EPOCH_COMPLETED``).
 """
 
 from __future__ import annotations

@@ -41,6 +41,7 @@ from ._evaluation import (
     method_of_dataset,
     parameters_of,
 )
+from ._events import EvalEvents, Handler
 from ._folder import RunFolder
 from ._follower import Follower
 from ._history import EvalRecord, History
@@ -56,7 +57,7 @@ from ._rules import (
     match_rule,
 )
 from ._schedule import Schedule
-from ._session import EvalEvents, Handler, Plan, Session
+from ._session import Plan, Session
 from ._settings import (
     Function,
     OutDir,
@@ -430,7 +431,7 @@ class EvalHook:
         if not any(event == known for known in EvalEvents):
             raise ValueError(f"event must be one of {[str(e) for e in EvalEvents]}, got {event!r}")
         check_functions(handler=handler)
-        self._session.listeners.append((event, handler))
+        self._session.speaker.listeners.append((event, handler))
         return handler
 
     def global_step(self, engine: Engine | None = None, event: Any = None) -> int:

@@ -16,15 +16,17 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NamedTuple
 
-from ignite.engine import Engine, EventEnum, Events
+from ignite.engine import Engine, Events
 
-from ._best import Target, as_score, describe_distance
+from ._best import Target, as_score
 from ._engine import is_running
 from ._evaluation import Evaluation
+from ._events import EvalEvents, Speaker
 from ._folder import RunFolder
 from ._follower import Follower
 from ._history import EvalRecord, History
 from ._last import LastCheckpoint
+from ._line import describe
 from ._log import logger
 from ._moment import (
     START,
@@ -43,26 +45,10 @@ from ._watchers import Watchers
 from ._whole_state import whole_states
 from .exceptions import EvaluationError, StateError
 
-__all__ = ["EvalEvents"]
+__all__: list[str] = []
 
 STATE_VERSION = 1
 NEVER = sys.maxsize
-
-Handler = Callable[[Any], Any]  # of a record; of None on EVAL_STARTED
-
-
-class EvalEvents(EventEnum):
-    """Events that a hook fires on the trainer; ``trainer.state.eval_hook`` is the sender.
-
-    They count per hook, so ``EvalEvents.EVAL_COMPLETED(every=2)`` works.
-    """
-
-    EVAL_STARTED = "eval_started"
-    EVAL_COMPLETED = "eval_completed"
-    NEW_BEST = "new_best"
-
-
-EVENT_TO_ATTR = {event: f"{event.value}_count" for event in EvalEvents}
 
 
 @dataclass(frozen=True)
@@ -113,8 +99,7 @@ class Session:
         self.at = START  # of the present or latest evaluation
         self.last: LastCheckpoint | None = None
         self.watchers = Watchers(lambda: plan.follower.first)
-        self.listeners: list[tuple[Any, Handler]] = []
-        self._sender = sender
+        self.speaker = Speaker(sender)
         self._event: Any = None  # of the trainer's, being handled
         self._epoch_start: int | None = None  # iterations completed when the epoch started
         self._evaluating = False
@@ -133,7 +118,7 @@ class Session:
         self.team = Team.current()
         self.plan.follower.writes = self.team.leads
         self.trainer = trainer
-        trainer.register_events(*EvalEvents, event_to_attr=EVENT_TO_ATTR)
+        self.speaker.prepare(trainer)
         for event, handler in self._handlers():
             trainer.add_event_handler(event, handler)
         self.watchers.set_trainer(trainer)
@@ -517,31 +502,33 @@ class Session:
         trainer = self.need_trainer()  # also for events after a handler has detached the hook
         data = self.plan.dataloader if data is None else data
         self.at = at
-        followed = self.plan.follower.targets
+        follower = self.plan.follower
+        followed = follower.targets
         self._evaluating = True
         try:
             with self.team.together(f"{self.name} at {at}") as section:
                 record = self._evaluate(trainer, at, data, section)
         except BaseException:
-            self.plan.follower.undo()
-            self.plan.follower.unchoose(followed)
+            follower.undo()
+            follower.unchoose(followed)
             raise
         finally:
             self._evaluating = False
             self._current = None
         scores = self._verdict.scores
-        line = self._line(record, at, scores)
+        before = [(t, follower.leading_score(t.metric)) for t in follower.targets]
+        line = f"{self.name} at {at}: {describe(record, scores, before)}"
         self.history.append(record)
-        self.plan.follower.accept(record.best_of, scores, at)
+        follower.accept(record.best_of, scores, at)
         self._own_state = True
         logger.info(line)
         with self.team.together(f"{self.name}: listeners"):
             self.plan.follower.settle()
             self.watchers.heed(record, self.plan.evaluation.evaluator)
-            self._fire(trainer, EvalEvents.EVAL_COMPLETED, record, len(self.history))
+            self.speaker.fire(trainer, EvalEvents.EVAL_COMPLETED, record, len(self.history))
             if record.is_best:
                 bests = sum(r.is_best for r in self.history)
-                self._fire(trainer, EvalEvents.NEW_BEST, record, bests)
+                self.speaker.fire(trainer, EvalEvents.NEW_BEST, record, bests)
         if self.last is not None and not self._saves_by_epoch and self._event is not None:
             self.last.occasion(self._event, len(self.history))
         self._wind_up()
@@ -551,7 +538,7 @@ class Session:
         self, trainer: Engine, at: Position, data: Iterable[Any] | None, section: Section
     ) -> EvalRecord:
         """Evaluate, save what is best, and write the record down; all ranks or none."""
-        self._fire(trainer, EvalEvents.EVAL_STARTED, None, len(self.history) + 1)
+        self.speaker.fire(trainer, EvalEvents.EVAL_STARTED, None, len(self.history) + 1)
         follower, evaluation = self.plan.follower, self.plan.evaluation
         place = [at.iteration, self.run_id, len(self.history), follower.scores(),
                  self.watchers.counters()]  # fmt: skip
@@ -602,49 +589,6 @@ class Session:
         self._verdict = verdict
         self._current = metrics
         self.plan.follower.adopt_choice(verdict.first)
-
-    def _line(self, record: EvalRecord, at: Position, scores: Mapping[str, float]) -> str:
-        metrics = [
-            f"{name} {value:.6g}"
-            for name, value in record.metrics.items()
-            if as_score(value) is not None
-        ]
-        parts = [f"{self.name} at {at}: {', '.join(metrics) or 'no metrics'}"]
-        for target in self.plan.follower.targets:
-            before = self.plan.follower.leading_score(target.metric)
-            if target.metric in record.best_of:
-                was = "" if before is None else f" (was {before:.6g})"
-                parts.append(f"new best {target.metric}{was}")
-            elif target.metric in scores:
-                parts.append(describe_distance(target, scores[target.metric], before))
-        samples = "" if record.samples is None else f"{record.samples} samples in "
-        parts.append(f"{samples}{record.seconds:.2f} s")
-        return "; ".join(parts)
-
-    def _fire(
-        self, trainer: Engine, event: EvalEvents, record: EvalRecord | None, count: int
-    ) -> None:
-        state: Any = trainer.state
-        attribute = EVENT_TO_ATTR[event]
-        outer = (getattr(state, "eval_hook", None), getattr(state, attribute, 0))
-
-        def sign(sender: object, count: int) -> None:
-            state.eval_hook = sender
-            setattr(state, attribute, count)
-
-        last_event_name = trainer.last_event_name  # others read it in the same firing
-        try:
-            for wanted, handler in list(self.listeners):
-                chosen = getattr(wanted, "filter", None)
-                if wanted == event and (chosen is None or chosen(trainer, count)):
-                    sign(self._sender, count)  # each time: a handler may make another hook fire
-                    handler(record)
-            sign(self._sender, count)
-            trainer.fire_event(event)
-        finally:
-            trainer.last_event_name = last_event_name
-            if isinstance(last_event_name, EvalEvents):  # fired inside another hook's event
-                sign(*outer)
 
     # -- scores and state ---------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ from ignite_evalhook import (
     Best,
     BestCheckpoint,
     CheckpointError,
+    DistEvalHook,
     EvalEvents,
     EvalHook,
     EvalHookError,
@@ -40,8 +41,20 @@ from ignite_evalhook import (
     find_best,
     infer_rule,
     load_best,
+    shard_batches,
     split_val_loss,
 )
+
+
+def on_several_processes(model: nn.Module, loader: DataLoader[tuple[Tensor, Tensor]]) -> None:
+    """MMCV's name for the hook, and the dealing by itself."""
+    hook = DistEvalHook(
+        loader, model, broadcast_bn_buffer=False, tmpdir=Path("tmp"), gpu_collect=True, interval=2
+    )
+    assert_type(hook.attach(Engine(lambda engine, batch: None)).best, Best | None)
+    EvalHook(loader, model, shard=False, sync_buffers="mean", compute_on="all")
+    assert_type(shard_batches(loader), DataLoader[tuple[Tensor, Tensor]])
+    shard_batches(loader, rank=0, world_size=2)
 
 
 def evaluators(model: nn.Module, loader: DataLoader[tuple[Tensor, Tensor]]) -> None:

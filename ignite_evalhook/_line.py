@@ -1,0 +1,39 @@
+"""Say in one line, for people, what an evaluation said."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from ._best import Target, as_score, describe_distance
+from ._history import EvalRecord
+
+__all__: list[str] = []
+
+
+def describe(
+    record: EvalRecord,
+    scores: Mapping[str, float],
+    before: Iterable[tuple[Target, float | None]],
+) -> str:
+    """Describe a record.
+
+    Args:
+        record: What the evaluation said.
+        scores: The scores that could be compared, by metric.
+        before: The followed metrics, each with its best score until then.
+    """
+    metrics = [
+        f"{name} {value:.6g}"
+        for name, value in record.metrics.items()
+        if as_score(value) is not None
+    ]
+    parts = [", ".join(metrics) or "no metrics"]
+    for target, best in before:
+        if target.metric in record.best_of:
+            was = "" if best is None else f" (was {best:.6g})"
+            parts.append(f"new best {target.metric}{was}")
+        elif target.metric in scores:
+            parts.append(describe_distance(target, scores[target.metric], best))
+    samples = "" if record.samples is None else f"{record.samples} samples in "
+    parts.append(f"{samples}{record.seconds:.2f} s")
+    return "; ".join(parts)
