@@ -8,7 +8,7 @@ Private names of Ignite's engine are used in this file (``_exactness`` reads ``_
 too), and only these: ``Engine._process_function`` (a validation loss can be taken off a ready
 engine's output only around it), ``_internal_run_generator``, ``_dataloader_iter``, ``_init_iter``
 (a run that raised leaves them behind, and the next one would do nothing), ``_event_handlers`` (to
-list metrics) and ``_fire_event`` (to skip events that nobody listens to, and to meet the other ranks
+list metrics) and ``_fire_event`` (to skip events that nobody listens to, and to meet other ranks
 before the first handler of ``EPOCH_COMPLETED``).
 """
 

@@ -353,11 +353,8 @@ def test_the_workers_of_a_killed_run_do_not_keep_its_lock(folder: pathlib.Path) 
     if parent == 0:
         run = Run()
         lock_of(folder).acquire(run)
-        worker = os.fork()
-        if worker == 0:
-            signal.pause()
-            os._exit(0)
-        os.write(told_write, f"{worker}\n".encode())
+        if os.fork() == 0:  # by now the worker has closed its copy of the locked file
+            os.write(told_write, f"{os.getpid()}\n".encode())
         signal.pause()
         os._exit(0)
     worker = int(os.read(told_read, 20))
