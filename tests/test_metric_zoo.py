@@ -7,6 +7,7 @@ The table of the zoo, :data:`ZOO`, is also the table of ``docs/metrics.md``:
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import io
 import random
 import sys
@@ -530,6 +531,8 @@ def test_each_average_is_exact(metric: Any, average: Any) -> None:
 
 
 def test_lists_of_a_part_that_some_ranks_never_update_are_exact() -> None:
+    if not hasattr(im, "fairness"):
+        pytest.skip("this version of Ignite has no metrics of fairness")
     batches = [groups(n) for n in DATA[1]]
     make = lambda: im.fairness.SubgroupMetric(im.MeanAveragePrecision(), [0, 1])  # noqa: E731
     for world in WORLDS:
@@ -556,6 +559,8 @@ def test_arithmetic_of_metrics_is_exact() -> None:
 
 
 def test_kappa_over_known_classes_is_exact() -> None:
+    if "num_classes" not in inspect.signature(im.CohenKappa).parameters:
+        pytest.skip("this version of Ignite has no CohenKappa of known classes")
     batches = [binary(n) for n in DATA[0]]
     make = lambda: im.CohenKappa(num_classes=2)  # noqa: E731
     for world in WORLDS:
