@@ -35,7 +35,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ignite_evalhook._packing import pack, read, unpack, write
+from ignite_evalhook._packed_file import read, write
+from ignite_evalhook._packing import pack, unpack
 from ignite_evalhook._results import ResultCollector
 
 BATCH = 100

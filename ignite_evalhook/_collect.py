@@ -19,7 +19,8 @@ import torch
 import torch.distributed as dist
 
 from ._flock import try_lock
-from ._packing import Packed, pack, read, unpack, write
+from ._packed_file import read, write
+from ._packing import Packed, pack, unpack
 from ._team import Section
 from ._wire import chunks
 

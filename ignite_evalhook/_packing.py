@@ -16,20 +16,18 @@ imported.  Times are in ``benchmarks/collect.py``.
 from __future__ import annotations
 
 import ctypes
-import gc
 import io
-import os
 import pickle
-import struct
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from math import prod
-from typing import Any, BinaryIO, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
 
-__all__ = ["JOINABLE", "Packed", "gc_paused", "pack", "read", "unpack", "write"]
+from ._gc_paused import gc_paused
+
+__all__ = ["JOINABLE", "Packed", "aligned", "memory_of", "pack", "unpack"]
 
 _ALIGNMENT = 16  # bytes; the widest element, complex128, has as many
 _ALONE = 16 * 1024  # bytes; a larger tensor is sent from where it lies, smaller ones are joined
@@ -45,9 +43,6 @@ JOINABLE = frozenset(
 )
 _OF_WIDTH = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
-_MAGIC = b"evalpack"
-_HEADER = struct.Struct("<8sQQ")  # magic, bytes of the head, bytes of the payload
-_FILE_ALIGNMENT = 64  # bytes; where the payload begins in a file
 
 _ZEROS = torch.zeros(_ALIGNMENT, dtype=torch.uint8)
 
@@ -258,7 +253,7 @@ def _lay_out(
         data = torch.frombuffer(bytearray(raw) if raw.readonly else raw, dtype=torch.uint8)
         blocks.append(_Block(len(data), (data,), None))
         spans.append((offset, len(data)))
-        offset = _aligned(offset + len(data))
+        offset = aligned(offset + len(data))
     return _Plan(offset, len(tensors), columns, spans, odd), blocks
 
 
@@ -320,7 +315,7 @@ def _add_blocks(
         shapes = [tuple(tensor.shape) for tensor in tensors] if flat else None
         column = _Column(dtype, offset, group.places[begin:end], sizes, row, shapes)
         blocks.append(_Block(sum(sizes) * bytes_of_row, tensors, column))
-        offset = _aligned(offset + blocks[-1].size)
+        offset = aligned(offset + blocks[-1].size)
     return offset
 
 
@@ -341,7 +336,7 @@ def _runs(sizes: Sequence[int], bytes_of_row: int) -> Iterator[tuple[int, int]]:
         yield begin, len(sizes)
 
 
-def _aligned(offset: int, alignment: int = _ALIGNMENT) -> int:
+def aligned(offset: int, alignment: int = _ALIGNMENT) -> int:
     return -(-offset // alignment) * alignment
 
 
@@ -442,7 +437,7 @@ def unpack(head: bytes, payload: Tensor) -> Any:
                 tensors[place] = view
         for place, tensor in plan.odd.items():
             tensors[place] = tensor
-        memory = _memory(payload) if plan.buffers else memoryview(b"")
+        memory = memory_of(payload) if plan.buffers else memoryview(b"")
         buffers = [memory[begin : begin + size] for begin, size in plan.buffers]
         unpickler = _Unpickler(file, buffers=buffers)
         unpickler.tensors = iter(tensors)
@@ -464,71 +459,9 @@ def _check_payload(payload: Tensor, size: int) -> None:
         )
 
 
-def _memory(data: Tensor) -> memoryview:
+def memory_of(data: Tensor) -> memoryview:
     """Return the memory of a contiguous uint8 CPU tensor, kept alive by the view."""
     # torch gives its memory to Python through NumPy alone, which may be missing.
     array: Any = (ctypes.c_ubyte * len(data)).from_address(data.data_ptr())
     array.owner = data
     return memoryview(array).cast("B")
-
-
-# -- files ----------------------------------------------------------------------------------------
-
-
-def write(packed: Packed, file: BinaryIO) -> None:
-    """Write a packed value to a file, from where its tensors lie."""
-    start = _HEADER.pack(_MAGIC, len(packed.head), packed.size) + packed.head
-    _write_all(file, memoryview(start.ljust(_aligned(len(start), _FILE_ALIGNMENT), b"\0")))
-    for piece in packed.pieces:
-        _write_all(file, _memory(piece))
-
-
-def _write_all(file: BinaryIO, data: memoryview) -> None:
-    while data:
-        data = data[file.write(data) :]  # an unbuffered file may take less than all
-
-
-def read(path: str | os.PathLike[str]) -> Any:
-    """Return the value in a file, with tensors that are views into the mapped file.
-
-    They are writable, and what is written to them stays in memory.  The file may be removed
-    while they are in use (where the system allows that at all), but not changed.
-
-    Raises:
-        ValueError: If the file is not of this kind, or incomplete.
-    """
-    with open(path, "rb") as file:
-        header = file.read(_HEADER.size)
-        if len(header) < _HEADER.size or not header.startswith(_MAGIC):
-            raise ValueError(f"{os.fspath(path)!r} holds no packed value, or only its beginning")
-        _, head_size, size = _HEADER.unpack(header)
-        begin = _aligned(_HEADER.size + head_size, _FILE_ALIGNMENT)
-        found = os.fstat(file.fileno()).st_size
-        if found != begin + size:
-            raise ValueError(
-                f"{os.fspath(path)!r} must have {begin + size} bytes, as it says itself, and has "
-                f"{found}; it was not written to its end, or changed since"
-            )
-        head = file.read(head_size)
-    mapped = torch.from_file(os.fspath(path), shared=False, size=begin + size, dtype=torch.uint8)
-    return unpack(head, mapped[begin:])
-
-
-# -- the garbage collector ------------------------------------------------------------------------
-
-
-@contextmanager
-def gc_paused() -> Iterator[None]:
-    """Keep Python's cyclic garbage collector from running in the body.
-
-    Each few hundred new tensors and dicts start it, and it then visits all those made before:
-    with 150,000 tensors it takes twice the time of the work itself, and finds nothing.
-    """
-    if not gc.isenabled():
-        yield
-        return
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()

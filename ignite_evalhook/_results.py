@@ -28,7 +28,8 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from ._packing import JOINABLE, gc_paused
+from ._gc_paused import gc_paused
+from ._packing import JOINABLE
 from .exceptions import EvaluationError
 
 __all__ = ["PreEval", "ResultCollector", "rows", "to_host"]

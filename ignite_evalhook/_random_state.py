@@ -1,0 +1,131 @@
+"""Hold the random generators of training, so that a restart draws what it would have drawn."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from ignite.engine import Engine
+from torch.utils.data import BatchSampler, DataLoader
+
+__all__: list[str] = []
+
+
+class RandomState:
+    """The random generators of this process, as an object to be saved.
+
+    Loading is put off until training starts, since building the model draws from them.
+    """
+
+    def __init__(self, trainer: Engine, rank: int = 0) -> None:
+        self._trainer = trainer
+        self._rank = rank
+        self.pending: Mapping[str, Any] | None = None
+        self._before_pass: list[torch.Tensor] = []
+
+    def note_pass(self) -> None:
+        """Note how the loader's generators stand before a pass over the data."""
+        self._before_pass = self._loader_states()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of torch's, Python's and NumPy's generators and of the loader's."""
+        if self.pending is not None:  # training goes on from there, not from here
+            return {key: value for key, value in self.pending.items() if key != "ranks"}
+        version, words, gauss = random.getstate()
+        state: dict[str, Any] = {
+            "torch": torch.get_rng_state(),
+            "cuda": _cuda_states(),
+            "python": [version, torch.tensor(words), gauss],  # a list would load slowly
+            "loader": self._loader_states(),
+            "loader_before_pass": self._before_pass,
+        }
+        numpy = sys.modules.get("numpy")
+        if numpy is not None:
+            kind, keys, position, has_gauss, cached = numpy.random.get_state()
+            words = torch.tensor(keys.tolist())
+            state["numpy"] = [kind, words, position, has_gauss, cached]
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Keep ``state`` for :meth:`restore`: what it holds of this rank, if it does."""
+        ranks = [state, *state.get("ranks", ())]
+        self.pending = ranks[self._rank] if self._rank < len(ranks) else None
+
+    def restore(self) -> None:
+        """Set the generators to the loaded state, once."""
+        state, self.pending = self.pending, None
+        if state is None:
+            return
+        self._restore_loader(state["loader"], state["loader_before_pass"])
+        torch.set_rng_state(state["torch"])
+        if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(state["cuda"])
+        version, words, gauss = state["python"]
+        random.setstate((version, tuple(words.tolist()), gauss))
+        numpy = sys.modules.get("numpy")
+        if numpy is not None and "numpy" in state:
+            kind, words, *rest = state["numpy"]
+            numpy.random.set_state((kind, words.numpy().astype("uint32"), *rest))
+
+    def _restore_loader(self, now: list[torch.Tensor], before: list[torch.Tensor]) -> None:
+        """Set the loader's generators to where the next pass will find them.
+
+        A sampler draws once more when it has run out, and that is after the epoch is completed
+        and saved.  So its pass is gone through again, up to the end that lies behind ``now``.
+        """
+        generators, loader = self._loader_generators(), self._trainer.state.dataloader
+        if len(generators) != len(now):
+            return
+        if isinstance(loader, DataLoader) and len(before) == len(now) and self._is_whole(loader):
+            _set_states(generators, before)
+            # iter(loader) draws a seed for its workers first, also if it has none.
+            torch.empty((), dtype=torch.int64).random_(generator=loader.generator)
+            batches = iter(loader.batch_sampler or ())
+            for _ in range(len(loader)):
+                next(batches, None)
+            if all(map(torch.equal, self._loader_states(), now)):
+                next(batches, None)
+                return
+        _set_states(generators, now)
+
+    def _is_whole(self, loader: DataLoader[Any]) -> bool:
+        """Return whether training stands at the end of a pass that can be gone through again."""
+        state = self._trainer.state
+        return (
+            type(loader.batch_sampler) is BatchSampler  # others may do more than draw
+            and type(loader.sampler).__module__ == BatchSampler.__module__
+            and state.epoch_length == len(loader)
+            and state.iteration % len(loader) == 0
+        )
+
+    def _loader_states(self) -> list[torch.Tensor]:
+        return [generator.get_state() for generator in self._loader_generators()]
+
+    def _loader_generators(self) -> list[torch.Generator]:
+        loader = self._trainer.state.dataloader
+        holders = (loader, getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None))
+        found = [getattr(holder, "generator", None) for holder in holders]
+        unique = {id(g): g for g in found if isinstance(g, torch.Generator)}
+        return list(unique.values())
+
+
+def copied(value: Any) -> Any:
+    """Copy the tensors of a nested state, which were views of one message."""
+    if isinstance(value, torch.Tensor):
+        return value.clone()
+    if isinstance(value, dict):
+        return {key: copied(item) for key, item in value.items()}
+    return [copied(item) for item in value] if isinstance(value, list) else value
+
+
+def _set_states(generators: Iterable[torch.Generator], states: Iterable[torch.Tensor]) -> None:
+    for generator, state in zip(generators, states, strict=True):
+        generator.set_state(state)
+
+
+def _cuda_states() -> list[torch.Tensor]:
+    started = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    return torch.cuda.get_rng_state_all() if started else []
