@@ -50,8 +50,8 @@ def on_ranks(
     world_size: int,
     function: Callable[..., Any],
     *args: Any,
-    timeout: float = 60.0,
-    group_timeout: float = 20.0,
+    timeout: float = 120.0,
+    group_timeout: float = 60.0,
     check: bool = True,
 ) -> list[Any]:
     """Call ``function(rank, *args)`` on every rank.
