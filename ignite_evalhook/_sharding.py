@@ -201,7 +201,8 @@ def shard_batches(
         dataloader: A ``DataLoader`` or a re-iterable of batches.  A loader of an
             ``IterableDataset`` comes back as it is: each rank has its own stream.
         rank: This rank, 0-based; ``None``: of torch's default process group, if there is one.
-        world_size: Number of ranks; given with ``rank``, the ranks need not be connected.
+        world_size: Number of ranks, given with ``rank``.  Other ones than the group's are of
+            ranks that are not connected.
 
     Raises:
         TypeError: If ``dataloader`` cannot be gone through again and again.
@@ -218,7 +219,7 @@ def shard_batches(
     whole = whole_of(dataloader)
     if turn.world_size == 1 and whole is index_sampler(dataloader):
         return dataloader
-    if turn.world_size > 1 and rank is not None and not is_settled(whole):
+    if turn.world_size > 1 and turn.tell is _tell_nobody and not is_settled(whole):
         raise ValueError(
             f"the order of a {type(origin_of(whole)).__name__} cannot be dealt out by "
             f"rank={rank} and world_size={world_size} alone: each rank would draw another one; "
@@ -243,11 +244,12 @@ def _check_data(data: object) -> None:
 
 
 def _turn(rank: int | None, world_size: int | None) -> Turn:
-    if rank is None and world_size is None:
+    connected: tuple[int, int] | None = None
+    if dist.is_available() and dist.is_initialized():
         # Ignite is not asked: its first answer is a collective.
-        if not dist.is_available() or not dist.is_initialized():
-            return ALONE
-        return Turn(dist.get_rank(), dist.get_world_size(), _tell_team)
+        connected = dist.get_rank(), dist.get_world_size()
+    if rank is None and world_size is None:
+        return ALONE if connected is None else Turn(*connected, _tell_team)
     if rank is None or world_size is None:
         raise ValueError(
             "rank and world_size must be given together or not at all, got "
@@ -259,4 +261,4 @@ def _turn(rank: int | None, world_size: int | None) -> Turn:
         raise ValueError(
             f"rank must be an integer from 0 to {world_size - 1} (world_size - 1), got {rank!r}"
         )
-    return Turn(rank, world_size, _tell_nobody)
+    return Turn(rank, world_size, _tell_team if (rank, world_size) == connected else _tell_nobody)

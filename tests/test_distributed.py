@@ -1062,3 +1062,17 @@ def test_predictions_come_to_every_rank_if_asked() -> None:
         assert seen == [float(number) for number in range(10)]
     metrics, seen = on_ranks(1, computed_on_all, None)[0]
     assert (metrics, len(seen)) == ({"sum": 10.0, "rank": 0.0}, 10)
+
+
+def sharded_by_name(rank: int, world: int) -> Any:
+    """Shuffle with another seed on each rank, and say which rank of how many this is."""
+    torch.manual_seed(rank)
+    loader = DataLoader(TensorDataset(torch.arange(7)), batch_size=2, shuffle=True)
+    shard = shard_batches(loader, rank=rank, world_size=world)
+    return [batch.tolist() for (batch,) in shard]
+
+
+def test_a_shuffled_loader_is_shared_also_by_ranks_that_say_who_they_are() -> None:
+    first, second = on_ranks(2, sharded_by_name, 2)
+    assert [len(batch) for batch in (*first, *second)] == [2, 2, 2, 1]
+    assert sorted(number for batch in (*first, *second) for number in batch) == list(range(7))
