@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, TensorDataset
 
 from helpers.ranks import on_ranks
-from ignite_evalhook import EvalHook, create_evaluator, load_best
+from ignite_evalhook import EvalHook, EvaluationError, create_evaluator, load_best
 
 CRITERION = nn.CrossEntropyLoss()
 
@@ -258,3 +258,33 @@ def load_sharded(rank: int, world: int, out_dir: Path, val: int) -> Any:
         interval=None,
     )
     return hook.evaluate().metrics["val_loss"]
+
+
+def failing_in_lockstep(rank: int, place: str) -> Any:
+    """Fail on rank 1 while a sharded model is evaluated; return what each rank raises."""
+    model = shard(plain_model(), 2)
+
+    def step(engine: Engine, batch: Any) -> Any:
+        if place == "model" and rank == 1 and engine.state.iteration == 2:
+            raise ValueError("no room")
+        return model(batch)
+
+    def broken(batch: Any) -> Any:
+        if place == "loader" and rank == 1 and batch[0][0][0] > 6.0:
+            raise ValueError("no room")
+        return torch.stack([item[0] for item in batch])
+
+    data = TensorDataset(torch.arange(12.0).reshape(12, 1).expand(12, 4))
+    loader = DataLoader(data, batch_size=2, collate_fn=broken)
+    hook = EvalHook(loader, create_evaluator(model, step=step), interval=None, preflight=False)
+    with pytest.raises(EvaluationError) as caught:
+        hook.evaluate()
+    return [(failure.rank, failure.kind) for failure in caught.value.failures]
+
+
+@pytest.mark.parametrize("place", ["loader", "model"])
+def test_a_failure_of_one_rank_ends_an_evaluation_in_lockstep(place: str) -> None:
+    # Inside of a forward pass the other ranks wait until the group's timeout.
+    timeout = 60.0 if place == "loader" else 3.0
+    for failures in on_ranks(2, failing_in_lockstep, place, group_timeout=timeout):
+        assert (1, "ValueError") in failures
