@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ._team import Team
+from ._team import Section, Team
+from .exceptions import EvaluationError
 
 __all__: list[str] = []
 
@@ -55,6 +57,39 @@ class Buffers:
             means = torch.split(self._numbers / team.size, [b.numel() for b in self._averaged])
             for buffer, part in zip(self._averaged, means, strict=True):
                 _fill(buffer, part)
+
+
+def get_ready(
+    section: Section, modules: Sequence[nn.Module], how: str | None, place: Any = None
+) -> None:
+    """Meet the other ranks, and make the models' buffers the same everywhere.
+
+    Args:
+        section: What all ranks go through together.
+        modules: The models.
+        how: As for :class:`Buffers`.
+        place: Plain values that must be the same on all ranks: where training stands.
+
+    Raises:
+        EvaluationError: On every rank, if one stands elsewhere or has another model.
+    """
+    if section.team.alone:
+        return
+    buffers = Buffers(modules, how)
+    section.meet("ready", [place, buffers.layout], _check_same_place)
+    buffers.equalise(section.team)
+
+
+def _check_same_place(said: Sequence[Any]) -> None:
+    """Refuse ranks of which one stands elsewhere, or has another model."""
+    for rank, (place, layout) in enumerate(said):
+        for what, own, first in (("stands at", place, said[0][0]), ("has the buffers", layout,
+                                                                   said[0][1])):  # fmt: skip
+            if own != first:
+                raise EvaluationError(
+                    f"rank {rank} {what} {own!r:.200}, rank 0 {first!r:.200}: every rank needs the "
+                    "same model, and the same state loaded"
+                )
 
 
 def _buffers_of(modules: Sequence[nn.Module]) -> list[tuple[str, Tensor]]:

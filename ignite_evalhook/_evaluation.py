@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from os import PathLike
 from typing import Any
 
@@ -19,10 +20,10 @@ import torch
 from ignite.engine import Engine
 from torch import nn
 
-from ._buffers import Buffers, without_ddp_broadcast
+from ._buffers import get_ready, without_ddp_broadcast
 from ._collect import Carrier, open_carrier
 from ._engine import grad_mode, run_pass
-from ._loading import plan_batches
+from ._loading import first_batch, plan_batches
 from ._log import logger
 from ._quiet import quiet
 from ._results import PreEval, ResultCollector
@@ -87,21 +88,13 @@ class Evaluation:
         raised: BaseException | None = None
         with quiet(self.modules, dataloader), without_ddp_broadcast(), context():
             try:
-                self._get_ready(section, place)
+                get_ready(section, self.modules, self.sync_buffers, place)
                 yield
             except BaseException as error:
                 raised = error
                 raise
         if raised is not None:  # swallowed by the context: there is no result to go on with
             raise raised
-
-    def _get_ready(self, section: Section, place: Any) -> None:
-        """Meet the other ranks, and make the models' buffers the same everywhere."""
-        if section.team.alone:
-            return
-        buffers = Buffers(self.modules, self.sync_buffers)
-        section.meet("ready", [place, buffers.layout], _check_same_place)
-        buffers.equalise(section.team)
 
     def run(
         self,
@@ -181,17 +174,12 @@ class Evaluation:
                 answer_only=judge is None,
                 section=section,
                 carrier=carrier,
-                lockstep=self._spare(source) if is_sharded(self.modules) else None,
+                lockstep=partial(first_batch, source) if is_sharded(self.modules) else None,
             )
         seconds = time.perf_counter() - started
         if self.function is not None:
             samples = None
         return Outcome(outcome, samples, seconds, verdict)
-
-    @staticmethod
-    def _spare(data: Iterable[Any]) -> Callable[[], Any]:
-        """Return a function that gives a batch to a rank that has none."""
-        return lambda: next(iter(plan_batches(data, 1)))
 
     def _finish(self, metrics: dict[str, Any]) -> None:
         """Make metrics plain, and add those derived from them."""
@@ -238,18 +226,6 @@ class Evaluation:
             )
         metrics.update(found)
         return list(found)
-
-
-def _check_same_place(said: Sequence[Any]) -> None:
-    """Refuse ranks of which one stands elsewhere, or has another model."""
-    for rank, (place, layout) in enumerate(said):
-        for what, own, first in (("stands at", place, said[0][0]), ("has the buffers", layout,
-                                                                   said[0][1])):  # fmt: skip
-            if own != first:
-                raise EvaluationError(
-                    f"rank {rank} {what} {own!r:.200}, rank 0 {first!r:.200}: every rank needs the "
-                    "same model, and the same state loaded"
-                )
 
 
 def _refuse_differing(said: Sequence[Mapping[str, str]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,12 +11,15 @@ from ignite.engine import Engine, State
 from ignite.metrics import Metric
 from torch import nn
 
+from ._buffers import get_ready, without_ddp_broadcast
 from ._engine import grad_mode, run_pass
-from ._loading import plan_batches
+from ._loading import first_batch, plan_batches
 from ._quiet import quiet
+from ._sharding import Turn
+from ._team import Team
 from ._torchmetrics import as_ignite_metric, is_torchmetric
 from ._val_loss import ValLoss
-from ._whole_state import unwrap
+from ._whole_state import is_sharded, unwrap
 
 __all__ = ["create_evaluator"]
 
@@ -27,7 +31,9 @@ class ModelEvaluator(Engine):
     """An engine made by :func:`create_evaluator`.
 
     Run by hand, ``evaluator.run(loader)`` evaluates once: model in eval mode, gradients off,
-    the validation loss in ``state.metrics``; afterwards the model stands as it stood.
+    the validation loss in ``state.metrics``; afterwards the model stands as it stood.  On several
+    processes, where every rank has to call it, the batches are dealt out and the metrics are
+    those of all, as in a hook.
     """
 
     model: nn.Module
@@ -61,8 +67,18 @@ class ModelEvaluator(Engine):
         if max_epochs not in (None, 1):
             raise ValueError(f"an evaluation runs over the data once, got max_epochs={max_epochs}")
         limit = max_iters if max_iters is not None else epoch_length
-        with quiet([self.model], data), grad_mode(self):
-            run_pass(self, plan_batches(data, limit))
+        team, modules = Team.current(), [self.model]
+        with (
+            team.together("evaluator.run") as section,
+            quiet(modules, data),
+            without_ddp_broadcast(),
+            grad_mode(self),
+        ):
+            get_ready(section, modules, "broadcast")
+            turn = Turn(team.rank, team.size, section.tell)
+            batches = plan_batches(data, limit, turn=turn)
+            spare = partial(first_batch, data) if is_sharded(modules) else None
+            run_pass(self, batches, section=section, lockstep=spare)
         return self.state
 
 

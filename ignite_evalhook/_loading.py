@@ -148,6 +148,11 @@ def plan_batches(
     return Batches(apart(data), length_of(data) or None, limit, indices, turn=who)
 
 
+def first_batch(data: Iterable[Any]) -> Any:
+    """Return the first batch of one process, for a rank that has none of its own."""
+    return next(iter(plan_batches(data, 1)))
+
+
 def _is_whole(data: Iterable[Any]) -> bool:
     """Return whether data has all batches in the order of one process as it is."""
     return not isinstance(data, DataLoader) or whole_of(data) is index_sampler(data)

@@ -1076,3 +1076,27 @@ def test_a_shuffled_loader_is_shared_also_by_ranks_that_say_who_they_are() -> No
     first, second = on_ranks(2, sharded_by_name, 2)
     assert [len(batch) for batch in (*first, *second)] == [2, 2, 2, 1]
     assert sorted(number for batch in (*first, *second) for number in batch) == list(range(7))
+
+
+def by_hand(rank: int) -> Any:
+    """Run an evaluator without a hook."""
+    torch.manual_seed(rank)
+    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(0.5)
+        model(torch.randn(8, 2))  # other statistics on each rank
+    own = model[1].running_mean.clone()
+    x = torch.arange(14.0).reshape(7, 2)
+    y = torch.tensor([0, 1, 2, 0, 1, 2, 0])
+    metrics: dict[str, Any] = {"accuracy": Accuracy(), "epoch": EpochMetric(lambda p, t: p.sum())}
+    evaluator = create_evaluator(model, metrics, loss_fn=nn.CrossEntropyLoss())
+    state = evaluator.run(DataLoader(TensorDataset(x, y), batch_size=3))
+    found = {name: float(value) for name, value in state.metrics.items()}
+    return found, torch.equal(model[1].running_mean, own)
+
+
+def test_an_evaluator_run_by_hand_is_exact_on_several_processes_too() -> None:
+    alone = on_ranks(1, by_hand)[0]
+    for world in (2, 4):
+        assert on_ranks(world, by_hand) == [alone] * world
