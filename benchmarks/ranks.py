@@ -11,6 +11,7 @@ many seconds).  The last rows say what the meetings of an evaluation cost withou
 from __future__ import annotations
 
 import argparse
+import os
 import platform
 import tempfile
 import time
@@ -82,6 +83,7 @@ def timed(function: Callable[[], Any]) -> float:
 def work(rank: int, folder: str, samples: int, repetitions: int) -> None:
     """Measure, and print on rank 0."""
     torch.set_num_threads(1)
+    os.environ["LOCAL_RANK"] = str(rank)  # else Ignite guesses it from host names, and warns
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD,
         timeout=timedelta(minutes=10),

@@ -552,23 +552,22 @@ class Session:
                 if follower.writes:
                     failed = follower.save(trainer, self._verdict.scores, states)
 
+        def record_of(improved: tuple[str, ...], seconds: float) -> EvalRecord:
+            return EvalRecord(
+                at.epoch, at.iteration, outcome.metrics, improved, bool(improved),
+                outcome.samples, seconds,
+            )  # fmt: skip
+
         def write_down(said: Sequence[Any]) -> tuple[Any, ...]:
             improved = tuple(m for m in self._verdict.improved if m not in failed)
-            record = EvalRecord(
-                at.epoch, at.iteration, outcome.metrics, improved, bool(improved),
-                outcome.samples, outcome.seconds,
-            )  # fmt: skip
             if self.plan.folder is not None:
-                self.plan.folder.append(record, self.run_id)
+                self.plan.folder.append(record_of(improved, outcome.seconds), self.run_id)
             return improved, outcome.seconds, follower.account()
 
         improved, seconds, account = section.close(None, write_down)
         if not self.team.leads:
             follower.adopt_account(account)
-        return EvalRecord(
-            at.epoch, at.iteration, outcome.metrics, improved, bool(improved),
-            outcome.samples, seconds,
-        )  # fmt: skip
+        return record_of(improved, seconds)
 
     def _judge(self, metrics: dict[str, Any], computed: Sequence[str]) -> Verdict:
         """Judge complete metrics, on rank 0."""

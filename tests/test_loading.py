@@ -13,33 +13,14 @@ from hypothesis import strategies as st
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
-    Dataset,
-    IterableDataset,
     RandomSampler,
     SubsetRandomSampler,
     WeightedRandomSampler,
 )
 
+from helpers.datasets import Numbers, Stream
 from ignite_evalhook import EvaluationError
 from ignite_evalhook._loading import Batches, batch_indices, draw_order, plan_batches, with_order
-
-
-class Numbers(Dataset[int]):
-    """The sample at index i is i itself, so that a batch shows what it holds."""
-
-    def __init__(self, size: int = 10) -> None:
-        self.size = size
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __getitem__(self, index: int) -> int:
-        return index
-
-
-class Stream(IterableDataset[int]):
-    def __iter__(self) -> Iterator[int]:
-        return iter(range(5))
 
 
 class Unsized:

@@ -19,7 +19,6 @@ from torch.utils.data import (
     DataLoader,
     Dataset,
     DistributedSampler,
-    IterableDataset,
     RandomSampler,
     Sampler,
     SequentialSampler,
@@ -27,30 +26,13 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
+from helpers.datasets import Numbers, Stream
 from ignite_evalhook import EvaluationError, _loading, _sharding
 from ignite_evalhook._loading import Batches, plan_batches
 from ignite_evalhook._order import Chunks, draw
 from ignite_evalhook._sharding import Turn, shard_batches
 
 SIZES, WORLDS, BATCH_SIZES = range(21), range(1, 6), range(1, 5)
-
-
-class Numbers(Dataset[int]):
-    """The sample at index i is i itself, so that a batch shows what it holds."""
-
-    def __init__(self, size: int = 10) -> None:
-        self.size = size
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __getitem__(self, index: int) -> int:
-        return index
-
-
-class Stream(IterableDataset[int]):
-    def __iter__(self) -> Iterator[int]:
-        return iter(range(5))
 
 
 class Backwards(BatchSampler):

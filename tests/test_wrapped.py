@@ -77,7 +77,11 @@ def said(hook: EvalHook) -> list[Any]:
 
 def scored_by_the_file(out_dir: Path, val: int = 13) -> float:
     """Load the best file into a plain model, and evaluate that on this process."""
-    model = plain_model()
+    return scored_by(plain_model(), out_dir, val)
+
+
+def scored_by(model: nn.Module, out_dir: Path, val: int) -> float:
+    """Load the best file into a model, sharded or not, and evaluate it."""
     load_best(out_dir, {"model": model})
     hook = EvalHook(
         DataLoader(TensorDataset(*samples()[:val]), batch_size=3),
@@ -90,18 +94,14 @@ def scored_by_the_file(out_dir: Path, val: int = 13) -> float:
 # -- wrappers -------------------------------------------------------------------------------------
 
 
-def with_ddp(rank: int, world: int, out_dir: Path, sync: bool) -> Any:
-    model: nn.Module = plain_model()
-    if sync:
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        model[1] = plain_model()[1]  # SyncBatchNorm trains on a GPU only
-    hook = train(DistributedDataParallel(model), out_dir, rank=rank, world=world)
+def with_ddp(rank: int, world: int, out_dir: Path) -> Any:
+    hook = train(DistributedDataParallel(plain_model()), out_dir, rank=rank, world=world)
     return said(hook), hook.best
 
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_a_model_in_ddp_is_scored_and_saved_without_it(world: int, tmp_path: Path) -> None:
-    told = on_ranks(world, with_ddp, world, tmp_path, False)
+    told = on_ranks(world, with_ddp, world, tmp_path)
     assert all(one == told[0] for one in told)
     best = told[0][1]
     assert torch.load(best.path, weights_only=True).keys() == plain_model().state_dict().keys()
@@ -250,14 +250,7 @@ def test_a_model_sharded_by_fsdp_is_scored_in_lockstep_and_saved_whole(
 
 
 def load_sharded(rank: int, world: int, out_dir: Path, val: int) -> Any:
-    model = shard(plain_model(), world)
-    load_best(out_dir, {"model": model})
-    hook = EvalHook(
-        DataLoader(TensorDataset(*samples()[:val]), batch_size=3),
-        create_evaluator(model, loss_fn=CRITERION),
-        interval=None,
-    )
-    return hook.evaluate().metrics["val_loss"]
+    return scored_by(shard(plain_model(), world), out_dir, val)
 
 
 def failing_in_lockstep(rank: int, place: str) -> Any:
