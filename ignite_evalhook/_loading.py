@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Sized
-from itertools import islice
+from itertools import islice, tee
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -34,6 +34,7 @@ class Batches:
         turn: This rank's, if ``source`` is shared by ranks; ``None``: each has its own.
         total: Number of batches of all ranks, if ``source`` is this rank's share; ``None``: it
             holds those of all ranks.
+        data: What was given to evaluate, before it was dealt out.
 
     Attributes:
         length: Number of batches, if it is known beforehand.
@@ -51,7 +52,9 @@ class Batches:
         *,
         turn: Turn | None = ALONE,
         total: int | None = None,
+        data: Any = None,
     ) -> None:
+        self.data = data
         self.length = None if length is None else smallest(length, limit)
         self.total = self.length if turn is ALONE else total
         self.seen = 0
@@ -97,6 +100,13 @@ class Batches:
     def next_indices(self) -> list[int] | None:
         """Return the dataset indices of the next batch; ``None`` if they cannot be known."""
         return None if self._indices is None else next(self._indices, None)
+
+    def see_indices(self) -> list[int] | None:
+        """Return what :meth:`next_indices` will return, and leave it there."""
+        if self._indices is None:
+            return None
+        self._indices, ahead = tee(self._indices)
+        return next(ahead, None)
 
     def numbers(self) -> list[int] | None:
         """Return the number, 0-based, that each batch seen has among those of all ranks.
@@ -145,7 +155,7 @@ def plan_batches(
         if indices is None:
             indices = draw_order(data, limit)
             data = with_order(data, indices)
-    return Batches(apart(data), length_of(data) or None, limit, indices, turn=who)
+    return Batches(apart(data), length_of(data) or None, limit, indices, turn=who, data=data)
 
 
 def first_batch(data: Iterable[Any]) -> Any:
@@ -182,7 +192,9 @@ def _plan_share(data: Iterable[Any], limit: int | None, order: bool, turn: Turn)
         indices = map(list, part) if loader.batch_sampler is not None else ([i] for i in part)
     # A class of the user's own may give more batches than its sampler names: let it, and see.
     length = len(part) if type(loader).__iter__ is DataLoader.__iter__ else None
-    return Batches(follow(twin, shard), length, None, indices, turn=turn, total=part.total)
+    return Batches(
+        follow(twin, shard), length, None, indices, turn=turn, total=part.total, data=loader
+    )
 
 
 def follow(loader: DataLoader[Any], shard: Shard) -> Iterator[Any]:

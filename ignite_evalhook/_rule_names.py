@@ -145,8 +145,8 @@ PRESETS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = MappingProxyTyp
         "mmcls": (_keys("CP CR CF1 OP OR OF1"), ()),
         "mmdet": (
             _keys("AP AP50 AP75 APs APm APl APr APc APf AR PQ SQ RQ JI R1 R5 R10 R20")
-            + _keys("HOTA AssA DetA MOTA MOTP TP MT IDF1 IDTP IDP IDR"),
-            _keys("mMR FP FN IDSW IDFP IDFN Frag ML"),
+            + _keys("HOTA AssA DetA MOTA MOTP TP MT IDF1 IDTP IDP IDR Rcll Prcn EAO"),
+            _keys("mMR FP FN IDSW IDFP IDFN Frag ML num_fails"),
         ),
         "mmdet3d": (
             _keys("NDS mAP mAPH mAR AP AP11 AP40 rec easy moderate hard"),
@@ -158,8 +158,10 @@ PRESETS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = MappingProxyTyp
         ),
         "mmpretrain": (_keys("CP CR CF1 OP OR OF1 R@"), ()),
         "mmseg": (
-            _keys("IoU Acc Dice Fscore mFscore mPrecision mRecall d1 d2 d3"),
-            _keys("abs_rel sq_rel rmse rmse_log log10 silog"),
+            _keys("IoU Acc Dice Fscore mFscore mPrecision mRecall a1 a2 a3 d1 d2 d3")
+            + _keys("averageScoreClasses averageScoreInstClasses")
+            + _keys("averageScoreCategories averageScoreInstCategories"),
+            _keys("abs_rel sq_rel rmse rmse_log log10 log_10 silog loss_dice"),
         ),
     }
 )

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import pytest
 
+from helpers.openmmlab_configs import RETURNED
 from ignite_evalhook._rules import PRESETS, infer_rule
 from ignite_evalhook.exceptions import RuleInferenceError
 
@@ -114,3 +115,34 @@ def test_no_preset_makes_a_name_of_its_project_without_direction_decide(preset: 
     rows = [row for row in TABLE if row.direction == "none" and row.source in (preset, "keras")]
     assert rows
     assert {inferred(row.name, preset) for row in rows} == {"none"}
+
+
+# -- what the data sets of OpenMMLab's 1.x-era projects return ------------------------------------
+
+NAMES_RETURNED = [
+    (preset, rule, name)
+    for preset, of_rules in RETURNED.items()
+    for rule, names in of_rules.items()
+    for name in names
+]
+
+
+def test_there_is_a_list_of_names_for_every_preset() -> None:
+    assert set(RETURNED) == set(PRESETS)
+    assert all(set(of_rules) == {"greater", "less", "none"} for of_rules in RETURNED.values())
+    assert len(set(NAMES_RETURNED)) == len(NAMES_RETURNED) > 250
+
+
+@pytest.mark.parametrize(("preset", "rule", "name"), NAMES_RETURNED)
+def test_a_preset_knows_what_its_projects_data_sets_return(
+    preset: str, rule: str, name: str
+) -> None:
+    assert inferred(name, preset) == rule
+
+
+def test_a_preset_adds_directions_and_turns_none_round() -> None:
+    alone = {(preset, name): inferred(name) for preset, _, name in NAMES_RETURNED}
+    lost = {(preset, name) for preset, rule, name in NAMES_RETURNED
+            if alone[preset, name] != rule}  # fmt: skip
+    assert {alone[key] for key in lost} == {"none"}
+    assert {preset for preset, _ in lost} >= {"mmcls", "mmdet", "mmdet3d", "mmseg"}
