@@ -6,11 +6,13 @@ from ._args import add_eval_args
 from ._best import Best
 from ._checkpoint import BestCheckpoint
 from ._dist_hook import DistEvalHook
+from ._eval_config import eval_hook_from_config
 from ._evaluator import create_evaluator
 from ._events import EvalEvents
 from ._history import EvalRecord, History
 from ._hook import EvalHook
 from ._load_best import find_best, load_best
+from ._mmcv import create_mmcv_evaluator
 from ._rules import Rule, infer_rule
 from ._schedule import Schedule
 from ._sharding import shard_batches
@@ -41,6 +43,8 @@ __all__ = [
     "ValLoss",
     "add_eval_args",
     "create_evaluator",
+    "create_mmcv_evaluator",
+    "eval_hook_from_config",
     "find_best",
     "infer_rule",
     "load_best",

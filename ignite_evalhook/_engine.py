@@ -252,6 +252,13 @@ def attached_metrics(evaluator: Engine) -> dict[str, Metric]:
     return found
 
 
+def tell_data(evaluator: Engine, dataloader: Any) -> None:
+    """Tell the metrics that want to know (``take_data``) what they are going to be updated from."""
+    for metric in attached_metrics(evaluator).values():
+        if hasattr(type(metric), "take_data"):  # Ignite's metrics answer to any attribute
+            metric.take_data(dataloader)
+
+
 def _metric_handlers(
     evaluator: Engine,
 ) -> list[tuple[Metric, Callable[..., None], tuple[Any, ...]]]:

@@ -22,7 +22,7 @@ from torch import nn
 
 from ._buffers import get_ready, without_ddp_broadcast
 from ._collect import Carrier, open_carrier
-from ._engine import grad_mode, run_pass
+from ._engine import grad_mode, run_pass, tell_data
 from ._loading import first_batch, plan_batches
 from ._log import logger
 from ._quiet import quiet
@@ -86,6 +86,8 @@ class Evaluation:
         """
         context = nullcontext if self.context is None else self.context
         raised: BaseException | None = None
+        if dataloader is not None:
+            tell_data(self.evaluator, dataloader)
         with quiet(self.modules, dataloader), without_ddp_broadcast(), context():
             try:
                 get_ready(section, self.modules, self.sync_buffers, place)

@@ -12,7 +12,7 @@ from ignite.metrics import Metric
 from torch import nn
 
 from ._buffers import get_ready, without_ddp_broadcast
-from ._engine import grad_mode, run_pass
+from ._engine import grad_mode, run_pass, tell_data
 from ._loading import first_batch, plan_batches
 from ._quiet import quiet
 from ._sharding import Turn
@@ -68,6 +68,7 @@ class ModelEvaluator(Engine):
             raise ValueError(f"an evaluation runs over the data once, got max_epochs={max_epochs}")
         limit = max_iters if max_iters is not None else epoch_length
         team, modules = Team.current(), [self.model]
+        tell_data(self, data)
         with (
             team.together("evaluator.run") as section,
             quiet(modules, data),

@@ -79,7 +79,7 @@ def check_evaluation(
         auto = "auto" in follower.wanted and not follower.targets and not unsure
         if (missing and not unsure) or auto:
             found = probe(evaluation.evaluator, batch, compute=True)
-            unsure = any(found.get(name) is None for name in metric_names)
+            unsure = any(name in found and found[name] is None for name in metric_names)
     names = [*found, *(name for name in (*metric_names, *evaluation.derive) if name not in found)]
     for name in missing:
         if name not in names and not unsure:

@@ -16,7 +16,15 @@ from ignite.engine import Engine, EventEnum
 from ignite.handlers import Checkpoint
 
 import ignite_evalhook
-from ignite_evalhook import Best, EvalEvents, EvalHook, EvalHookError, EvalRecord, Rule
+from ignite_evalhook import (
+    Best,
+    EvalEvents,
+    EvalHook,
+    EvalHookError,
+    EvalRecord,
+    Rule,
+    openmmlab,
+)
 
 NAMES = {
     "Best",
@@ -36,6 +44,8 @@ NAMES = {
     "ValLoss",
     "add_eval_args",
     "create_evaluator",
+    "create_mmcv_evaluator",
+    "eval_hook_from_config",
     "find_best",
     "infer_rule",
     "load_best",
@@ -59,7 +69,20 @@ def test_nothing_else_is_public() -> None:
     }
     assert found - {"annotations"} == NAMES
     modules = {n for n, v in vars(ignite_evalhook).items() if isinstance(v, ModuleType)}
-    assert {name for name in modules if not name.startswith("_")} == {"exceptions"}
+    assert {name for name in modules if not name.startswith("_")} == {"exceptions", "openmmlab"}
+
+
+def test_the_names_for_openmmlab_are_sorted_and_complete() -> None:
+    assert openmmlab.__all__ == sorted(openmmlab.__all__)
+    assert {name for name in vars(openmmlab) if not name.startswith("_")} == {
+        *openmmlab.__all__,
+        "annotations",
+    }
+
+
+@pytest.mark.parametrize("name", openmmlab.__all__)
+def test_everything_for_openmmlab_says_what_it_does(name: str) -> None:
+    assert (inspect.getdoc(getattr(openmmlab, name)) or "").splitlines()[0].endswith(".")
 
 
 @pytest.mark.parametrize("name", sorted(NAMES))

@@ -6,6 +6,7 @@ import copy
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import ignite.metrics as im
@@ -15,6 +16,7 @@ from ignite.engine import Engine, Events
 from ignite.exceptions import NotComputableError
 from torch import Tensor
 
+from ignite_evalhook import EvalHook, create_evaluator
 from ignite_evalhook._merge import check_exact, merged, metric_state
 from ignite_evalhook._reductions import same
 from ignite_evalhook._torchmetrics import TorchMetric, as_ignite_metric, is_torchmetric
@@ -496,3 +498,16 @@ def test_groups_that_differ_between_ranks_are_refused() -> None:
     states[1]["metrics"][0]["custom"]["groups"] = [["acc", "f1"]]
     with pytest.raises(EvaluationError, match="grouped its metrics differently on the ranks"):
         merged(metrics[0], states)
+
+
+def test_a_misspelled_name_of_a_collection_is_found_before_training(tmp_path: Path) -> None:
+    collection = tm.MetricCollection([tc.MulticlassAccuracy(2), tc.MulticlassF1Score(2)])
+    model = torch.nn.Linear(3, 2)
+    loader = [(torch.randn(4, 3), torch.tensor([0, 1, 1, 0]))]
+    evaluator = create_evaluator(model, {"group": collection})
+    hook = EvalHook(loader, evaluator, save_best="MulticlassAcuracy", rule="greater",
+                    out_dir=tmp_path)  # fmt: skip
+    trainer = Engine(lambda engine, batch: pytest.fail("training began"))
+    hook.attach(trainer)
+    with pytest.raises(ValueError, match="did you mean 'MulticlassAccuracy'"):
+        trainer.run([None], max_epochs=1)

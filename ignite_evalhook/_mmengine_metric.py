@@ -1,0 +1,361 @@
+"""Use MMEngine's metrics and evaluators as a metric of an engine, exact on any number of processes.
+
+MMEngine's own way between processes is never used: it drops results that are ``None``, counts what
+a sampler has padded, and cuts off at the size of the dataset.  Here the ranks' ``results`` are put
+into the order of the dataset, and MMEngine computes from them as on one process.
+
+MMEngine is an extra: it is imported inside functions, here and in ``_mmengine`` only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from ignite.engine import Engine
+from ignite.exceptions import NotComputableError
+from ignite.metrics import Metric
+
+from ._dataset_order import dealt_by_turn, in_dataset_order
+from ._engine import attached_metrics
+from ._mmengine_state import Change, Standing, counting
+from ._val_loss import count_samples, split_val_loss
+from .exceptions import EvaluationError
+
+__all__ = ["MMEngineMetric", "needs_mmengine"]
+
+
+@contextmanager
+def needs_mmengine(who: str) -> Iterator[None]:
+    """Say how to install MMEngine if an import in the body fails."""
+    try:
+        yield
+    except ImportError as error:
+        raise ImportError(
+            f'{who} needs MMEngine: pip install "ignite-evalhook[openmmlab]" ({error})'
+        ) from error
+
+
+class MMEngineMetric(Metric):
+    """Metrics or an evaluator of MMEngine, as one metric of Ignite.
+
+    Each batch goes to ``evaluator.process(data_batch=, data_samples=)``: the batch as the loader
+    gave it, and the engine's output without a validation loss.  A list or tuple gives its items
+    and a tensor its rows, as in MMEngine's ``ValLoop``; a mapping or anything else is one item.
+    Results end under the names that MMEngine gives them, ``prefix/name``.
+
+    On several ranks only ``results`` is merged, that of every metric found in the evaluator, also
+    inside other metrics.  ``evaluate(size)`` runs on rank 0 alone, with all results in the order
+    of the dataset, none of them dropped or cut off, and finds no process group.  As in MMEngine,
+    attributes that it sets, caches say, stay.  A metric that counts in other attributes than
+    ``results`` is refused on several ranks; ``reset()`` puts these back as well.
+
+    Args:
+        metrics: A ``BaseMetric``, a list of them, a config (or a list of configs) as MMEngine
+            takes it, or an ``Evaluator``.
+        dataset_meta: Passed to the metrics.  ``None``: that of the dataset evaluated on, if it
+            has a ``metainfo``.
+
+    Raises:
+        ImportError: If MMEngine is missing.
+        TypeError: If ``metrics`` is something else.
+    """
+
+    required_output_keys = None
+
+    def __init__(self, metrics: Any, *, dataset_meta: Any = None) -> None:
+        self.evaluator = _as_evaluator(metrics)
+        self._fixed_meta = dataset_meta is not None
+        if self._fixed_meta:
+            self.evaluator.dataset_meta = dataset_meta
+        self._standing: Standing | None = None
+        self._took_meta = False
+        self._unfinished = False
+        self._touched = False
+        self._first: dict[str, Any] = {}  # plain attributes after the first batch
+        self._known: set[str] = set()
+        self._metrics: list[Any] = []
+        self._lengths: list[list[int]] = []
+        self._updates = 0
+        self._samples: int | None = 0
+        super().__init__()
+
+    def take_data(self, dataloader: Any) -> None:
+        """Take ``dataloader.dataset.metainfo`` for the metrics, if there is one and none was given.
+
+        Called before an evaluation, and before its check of one batch.
+        """
+        found = getattr(getattr(dataloader, "dataset", None), "metainfo", None)
+        if not self._fixed_meta and (found is not None or self._took_meta):
+            self.evaluator.dataset_meta = found
+            self._took_meta = True
+
+    def reset(self) -> None:
+        """Forget all updates, also what they have changed in other attributes than ``results``."""
+        if self._standing is not None and self._touched:
+            self._standing.put_back()
+        self._unfinished = False
+        self._begin()
+
+    def _begin(self) -> None:
+        with needs_mmengine(type(self).__name__):
+            from mmengine.evaluator import BaseMetric, Evaluator
+
+        self._standing = None
+        standing = Standing(
+            self.evaluator, kinds=(BaseMetric, Evaluator), apart=(BaseMetric, "results")
+        )
+        self._metrics = [item for item in standing.items if isinstance(item, BaseMetric)]
+        self._forget_results()
+        self._lengths = [[0] for _ in self._metrics]
+        self._updates, self._samples, self._first = 0, 0, {}
+        self._standing, self._touched = standing, False
+
+    def _forget_results(self) -> None:
+        for metric in self._metrics:
+            metric.results.clear()
+
+    def started(self, engine: Engine) -> None:
+        """Begin a new pass over the data."""
+        if self._unfinished:  # the last one was broken off, and what it counted must not count
+            self.reset()
+        else:
+            self._begin()
+        self._unfinished = True
+        self._known = set(engine.state.metrics)
+
+    def iteration_completed(self, engine: Engine) -> None:
+        """Process the engine's batch and output."""
+        output, _ = split_val_loss(engine.state.output)
+        with torch.no_grad():
+            self.update((engine.state.batch, output))
+
+    def update(self, output: tuple[Any, Any]) -> None:
+        """Process ``(data_batch, data_samples)``.
+
+        Raises:
+            EvaluationError: If there is no output.
+        """
+        batch, outputs = output
+        if outputs is None:
+            raise EvaluationError(
+                "the model gave no predictions (None), and MMEngine's metrics process these; "
+                "return them before the loss, or evaluate without metrics"
+            )
+        self._touched = True
+        samples = outputs if _has_items(outputs) else [outputs]
+        self.evaluator.process(data_samples=samples, data_batch=batch)
+        self._updates += 1
+        if self._updates == 1 and self._standing is not None:
+            self._first = self._standing.constants()
+        count = count_samples(outputs, batch)
+        if self._samples is not None:
+            self._samples = None if count is None else self._samples + count
+        for metric, lengths in zip(self._metrics, self._lengths, strict=True):
+            lengths.append(len(metric.results))
+
+    def compute(self) -> dict[str, Any]:
+        """Return the results, without asking other ranks.
+
+        Raises:
+            NotComputableError: If there was no update.
+        """
+        if self._updates == 0:
+            raise NotComputableError(
+                "metrics of MMEngine must have processed at least one batch before they compute"
+            )
+        return self._evaluate([list(metric.results) for metric in self._metrics], self._samples)
+
+    def completed(self, engine: Engine, name: str) -> None:
+        """Put each result under its own name into the engine's metrics.
+
+        Raises:
+            EvaluationError: If another metric has one of the names.
+        """
+        found = self.compute()
+        taken = {other for other, metric in attached_metrics(engine).items() if metric is not self}
+        taken.update(engine.state.metrics.keys() - self._known)
+        clash = [result for result in found if result in taken]
+        if clash:
+            raise EvaluationError(
+                f"MMEngine's metrics give {clash}, and so does another metric of this engine; "
+                "give one of them another prefix="
+            )
+        engine.state.metrics.update(found)
+        self._unfinished = False
+        self._forget_results()  # as MMEngine does: predictions of a whole dataset are large
+
+    # -- several ranks, see _merge.Mergeable ------------------------------------------------------
+
+    def shard_state(self) -> dict[str, Any]:
+        """Return the results of all metrics, and what else has changed since the first batch."""
+        changes, constants = {}, {}
+        if self._standing is not None:
+            changes, constants = self._standing.changes(), self._standing.constants()
+        for place, change in changes.items():
+            if place in self._first and self._first[place] != constants.get(place):
+                changes[place] = change._replace(counts=True)  # once more after the first batch
+        return {
+            "classes": [type(metric).__name__ for metric in self._metrics],
+            "updates": self._updates,
+            "samples": self._samples,
+            "results": [list(metric.results) for metric in self._metrics],
+            "lengths": self._lengths,
+            "changes": {place: tuple(change) for place, change in changes.items()},
+            "constants": constants,
+        }
+
+    def merge_shards(
+        self, shards: Sequence[Mapping[str, Any]], numbers: Sequence[Sequence[int]] | None
+    ) -> dict[str, Any]:
+        """Return what one process computes, and leave the results as they are.
+
+        Raises:
+            EvaluationError: If a metric counts in other attributes than ``results``, or its
+                results did not grow batch by batch.
+        """
+        own = self.shard_state()
+        if any(shard["classes"] != own["classes"] for shard in shards):
+            raise EvaluationError(
+                f"the evaluator of MMEngine holds the metrics {[s['classes'] for s in shards]} on "
+                "the ranks; make them all in __init__, so that they are the same everywhere"
+            )
+        # A rank without a batch is not among the shards, but if it computes it must agree as well.
+        _refuse_counting(shards if self._updates > 0 else [own, *shards])
+        if numbers is None:
+            numbers = dealt_by_turn([shard["updates"] for shard in shards])
+        merged = []
+        for place, metric in enumerate(self._metrics):
+            lists = [shard["results"][place] for shard in shards]
+            if len(shards) > 1 and self._evaluates_by_itself(metric):
+                lists[0] = _to_cpu(lists[0])  # as the others came; BaseMetric does it itself
+            lengths = [shard["lengths"][place] for shard in shards]
+            merged.append(_joined(metric, lists, lengths, numbers))
+        samples = [shard["samples"] for shard in shards]
+        return self._evaluate(merged, None if None in samples else sum(samples))
+
+    def _evaluates_by_itself(self, metric: Any) -> bool:
+        from mmengine.evaluator import BaseMetric, Evaluator
+
+        return (
+            type(metric).evaluate is not BaseMetric.evaluate
+            or type(self.evaluator).evaluate is not Evaluator.evaluate
+        )
+
+    def _evaluate(self, results: Sequence[list[Any]], samples: int | None) -> dict[str, Any]:
+        """Let MMEngine compute from some results, as on one process."""
+        kept = [metric.results for metric in self._metrics]
+        size = max(samples or 0, 0, *map(len, results))  # so that nothing is cut off
+        try:
+            for metric, items in zip(self._metrics, results, strict=True):
+                metric.results = items
+            with _without_process_group():
+                found = self.evaluator.evaluate(size)
+        finally:
+            for metric, items in zip(self._metrics, kept, strict=True):
+                metric.results = items
+        if not isinstance(found, Mapping) or not all(isinstance(name, str) for name in found):
+            raise EvaluationError(
+                f"{type(self.evaluator).__name__}.evaluate() must return a mapping of names to "
+                f"values, got {found!r:.80}"
+            )
+        return dict(found)
+
+
+def _as_evaluator(metrics: Any) -> Any:
+    """Return an ``Evaluator`` of MMEngine, as its ``Runner`` builds it."""
+    with needs_mmengine("MMEngineMetric"):
+        from mmengine.evaluator import BaseMetric, Evaluator
+        from mmengine.registry import EVALUATOR
+
+    if isinstance(metrics, Evaluator):
+        return metrics
+    if isinstance(metrics, Mapping) and "metrics" in metrics:
+        return EVALUATOR.build({"type": "Evaluator", **metrics})
+    items = list(metrics) if isinstance(metrics, (list, tuple)) else [metrics]
+    for item in items:
+        if not isinstance(item, (BaseMetric, dict)):
+            raise TypeError(
+                "metrics must be a BaseMetric of MMEngine, a list of them, a config dict or a "
+                f"list of these, or an Evaluator, got {type(item).__name__}; attach a metric of "
+                "Ignite by metric.attach(evaluator, name)"
+            )
+    return Evaluator(items)
+
+
+def _has_items(outputs: Any) -> bool:
+    """Return whether MMEngine goes through the items of an output: a sequence, rows."""
+    if isinstance(outputs, (list, tuple)):
+        return True
+    if isinstance(getattr(outputs, "ndim", None), int):  # a tensor, an array
+        return bool(outputs.ndim)
+    return isinstance(outputs, Sequence) and not isinstance(outputs, (str, bytes))
+
+
+@contextmanager
+def _without_process_group() -> Iterator[None]:
+    """Let this process think it is alone.
+
+    Without a default group ``is_initialized()`` is false, which is what MMEngine and careful
+    metrics ask, and a collective of a careless one is an error instead of waiting for ever.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        yield
+        return
+    world: Any = dist.GroupMember
+    kept = world.WORLD
+    world.WORLD = None
+    try:
+        yield
+    finally:
+        world.WORLD = kept
+
+
+def _joined(
+    metric: Any,
+    lists: Sequence[list[Any]],
+    lengths: Sequence[Sequence[int]],
+    numbers: Sequence[Sequence[int]],
+) -> list[Any]:
+    """Return one list with the results of all ranks in the order of the dataset."""
+    if len(lists) == 1:
+        return list(lists[0])
+    dealt = in_dataset_order(lists, lengths, numbers)
+    if dealt is None:
+        raise EvaluationError(
+            f"the results of {type(metric).__name__} did not just grow from batch to batch, so "
+            "those of several ranks cannot be joined exactly; append to self.results in "
+            "process(), and reduce in compute_metrics()"
+        )
+    return list(chain(*dealt))
+
+
+def _refuse_counting(shards: Iterable[Mapping[str, Any]]) -> None:
+    """Refuse metrics that count where ranks cannot be merged."""
+    found = counting([
+        ({place: Change(*change) for place, change in shard["changes"].items()}, shard["constants"])
+        for shard in shards
+    ])  # fmt: skip
+    if found is not None:
+        raise EvaluationError(
+            f"{found} changes while batches are processed, on each rank by itself, and only the "
+            "results of MMEngine's metrics can be merged; let process() append to self.results, "
+            "and add up in compute_metrics()"
+        )
+
+
+def _to_cpu(value: Any) -> Any:
+    """Return results with their tensors on the CPU."""
+    from mmengine.structures import BaseDataElement
+
+    if isinstance(value, (torch.Tensor, BaseDataElement)):
+        return value.to("cpu")
+    if isinstance(value, dict):
+        return {key: _to_cpu(item) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(map(_to_cpu, value))
+    return value
