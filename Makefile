@@ -10,6 +10,8 @@ PY := $(VENV)/bin/python
 PIP_INSTALL := $(PY) -m pip install --disable-pip-version-check -c constraints.txt
 SPHINX := $(PY) -m sphinx --fail-on-warning --keep-going --nitpicky --fresh-env --quiet
 QUICK := not slow and not gpu
+# One process of tests a core; each starts some of its own.
+PARALLEL := -n auto --maxprocesses=4 --dist=worksteal
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -36,10 +38,10 @@ demo-distributed: $(VENV)/.examples ## Train a ResNet-50 on two processes, evalu
 	$(PY) examples/distributed.py --nproc 2 --out-dir runs/distributed
 
 test: $(VENV)/.test ## Run the tests; fail below 95 % coverage
-	$(PY) -m pytest -m "$(QUICK)" --cov
+	$(PY) -m pytest $(PARALLEL) -m "$(QUICK)" --cov
 
 test-full: $(VENV)/.test ## Run all tests, the slow ones and those for a GPU too
-	$(PY) -m pytest --cov
+	$(PY) -m pytest $(PARALLEL) --cov
 
 lint: $(VENV)/.lint types ## Check style, layers and types
 	$(PY) -m ruff check

@@ -19,7 +19,12 @@ from ._mmengine_metric import MMEngineMetric, needs_mmengine
 from ._val_loss import ValLoss, split_val_loss
 from ._whole_state import unwrap
 
-__all__ = ["MMEngineMetric", "create_mmengine_evaluator", "create_mmengine_trainer"]
+__all__ = [
+    "MMEngineMetric",
+    "MMEngineTrainer",
+    "create_mmengine_evaluator",
+    "create_mmengine_trainer",
+]
 
 Loss = Callable[[nn.Module, Any], Any]
 

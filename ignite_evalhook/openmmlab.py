@@ -9,12 +9,18 @@ from __future__ import annotations
 
 from ._eval_config import eval_hook_from_config
 from ._mmcv import create_mmcv_evaluator
-from ._mmengine import MMEngineMetric, create_mmengine_evaluator, create_mmengine_trainer
+from ._mmengine import (
+    MMEngineMetric,
+    MMEngineTrainer,
+    create_mmengine_evaluator,
+    create_mmengine_trainer,
+)
 from ._old_run import OldRun, read_old_run
 from ._take_over import take_over
 
 __all__ = [
     "MMEngineMetric",
+    "MMEngineTrainer",
     "OldRun",
     "create_mmcv_evaluator",
     "create_mmengine_evaluator",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -341,7 +342,9 @@ GOOD: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("options", GOOD, ids=str)
+@pytest.mark.parametrize(
+    "options", GOOD, ids=lambda options: re.sub(" at 0x[0-9a-f]+", "", str(options))
+)
 def test_what_makes_sense_is_taken(options: dict[str, Any], tmp_path: Path) -> None:
     assert len(hook(**options).history) == 0
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import logging
 import math
+import re
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from fractions import Fraction
@@ -678,7 +679,7 @@ def test_a_schedule_whose_steps_have_passed_is_not_refused_after_a_restart() -> 
         (Events.EPOCH_COMPLETED(once=2), {"interval": 0.5}, [8, 10, 12]),
         (Events.COMPLETED, {"at_end": True, "interval": 2}, [12]),
     ],
-    ids=str,
+    ids=lambda value: re.sub("[(]filter.*", "", str(value)),
 )
 def test_a_hook_attached_in_a_handler_makes_up_for_what_started_had_to_do(
     event: Any, options: dict[str, Any], iterations: list[int]
