@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -38,10 +39,12 @@ class DeferredSaver(BaseSaveHandler):
         self.sha256: str | None = None
         self.dropped: list[str] = []
         self.before_writing: Callable[[str], object] = lambda filename: None
+        self.snapshot: Callable[[Any], Any] | None = None  # set: hold what is to be written
+        self.held: Callable[[], None] | None = None
 
     def begin(self) -> None:
         """Forget the previous save."""
-        self.written = self.sha256 = None
+        self.written = self.sha256 = self.held = None
         self.dropped = []
 
     def __call__(
@@ -52,9 +55,24 @@ class DeferredSaver(BaseSaveHandler):
     ) -> None:
         """Write ``checkpoint`` so that it is complete and durable, or not there at all.
 
+        With a ``snapshot``, only a copy is made now, and ``held`` writes it.
+
         Raises:
             CheckpointError: If it fails, whatever the cause.
         """
+        if self.snapshot is not None:
+            try:
+                kept = self.snapshot(to_plain(checkpoint, "to_save"))
+            except Exception as error:
+                raise failure(f"could not copy what {filename} is to hold", error) from error
+            self.written = filename
+            self.held = partial(self._write, kept, filename, metadata)
+            return
+        self._write(checkpoint, filename, metadata)
+
+    def _write(
+        self, checkpoint: Mapping[str, Any], filename: str, metadata: Mapping[str, Any] | None
+    ) -> None:
         if isinstance(self.target, BaseSaveHandler):
             self._hand_over(self.target, checkpoint, filename, metadata)
             self.written = filename

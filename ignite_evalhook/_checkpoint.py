@@ -25,7 +25,9 @@ from ._log import logger
 from ._moment import Position
 from ._rules import Rule, infer_rule
 from ._sidecar import Kept, Sidecar
+from ._snapshot import Snapshots
 from ._storage import open_storage
+from ._writer import Writer
 from .exceptions import CheckpointError
 
 __all__ = ["BestCheckpoint"]
@@ -47,7 +49,10 @@ class BestCheckpoint(Checkpoint):
         n_saved: Files to keep; ``None`` keeps all.
         alias: ``"copy"`` or ``"link"``: keep a stable name ``best.pt`` too, as a copy or as a
             hard link of our own file.
-        async_save: Not available yet; must be ``False``.
+        async_save: Let training go on while a file is written.  The evaluation only copies the
+            states into host memory, which is kept for the next time; a thread writes them, makes
+            them durable, and then accounts for them.  Until then ``hook.best`` has no path.
+            What fails is raised at the next evaluation, or at the end of the run.
         on_save_error: ``"raise"``, or ``"warn"``: log the failure and train on with the old best.
         filename_pattern: As for Ignite's ``Checkpoint``: a format string of ``filename_prefix``,
             ``name``, ``global_step``, ``score_name``, ``score`` and ``ext``.  ``global_step`` must
@@ -83,14 +88,18 @@ class BestCheckpoint(Checkpoint):
             raise ValueError(f"alias must be one of {ALIASES}, got {alias!r}")
         if on_save_error not in ON_SAVE_ERROR:
             raise ValueError(f"on_save_error must be one of {ON_SAVE_ERROR}, got {on_save_error!r}")
-        if async_save:
-            raise ValueError("async_save=True is not available in this version; leave it out")
+        if async_save not in (True, False):
+            raise ValueError(f"async_save must be True or False, got {async_save!r}")
         if rule is not None and score_name is None:
             raise ValueError("rule= belongs to score_name=; a hook has a rule= of its own")
         check_n_saved(n_saved)
         check_pattern(filename_pattern)
         where = out_dir if isinstance(out_dir, BaseSaveHandler) else open_storage(out_dir)
         self.saver = DeferredSaver(where)
+        self.async_save = async_save
+        self._snapshots = Snapshots() if async_save else None
+        self.saver.snapshot = None if self._snapshots is None else self._snapshots.take
+        self._writer = Writer()  # for one without a hook
         super().__init__(
             to_save,
             self.saver,
@@ -162,6 +171,9 @@ class BestCheckpoint(Checkpoint):
         """Return an unbound checkpoint with the same settings, for another metric."""
         twin = copy.copy(self)
         twin.saver = DeferredSaver(self.saver.target)
+        if self.async_save:
+            twin._snapshots = Snapshots()
+            twin.saver.snapshot = twin._snapshots.take
         twin.save_handler = twin.saver  # type: ignore[assignment]  # Ignite says DiskSaver
         twin._saved = []
         twin.files = twin.target = None
@@ -174,13 +186,34 @@ class BestCheckpoint(Checkpoint):
             CheckpointError: If the file, or the account of it, cannot be written.  Then files
                 and memory are as they were.
         """
+        self.wait()
         try:
             self.save(engine)
         except CheckpointError as error:
             if self.on_save_error != "warn":
                 raise
             logger.error("the best was not saved: %s", error)
+        if self.holds is not None:
+            self._writer.submit(self.write_held)
         self.settle()
+
+    def wait(self) -> None:
+        """Wait until the file that is being written in the background is there.
+
+        Raises:
+            CheckpointError: If it could not be written (with ``on_save_error="warn"``, that is
+                only logged).
+        """
+        try:
+            self._writer.wait()
+        except CheckpointError:
+            if self.on_save_error != "warn":
+                raise
+
+    def state_dict(self) -> Any:
+        """Return Ignite's state, which names the files that there are."""
+        self.wait()
+        return super().state_dict()
 
     def would_save(self, score: float) -> bool:
         """Return whether ``score`` belongs to the top-k."""
@@ -220,14 +253,13 @@ class BestCheckpoint(Checkpoint):
         self.saver.before_writing = files.unseal
         self._states = states
         self._before = (list(self._saved), files.sidecar.of(self.target.metric))
-        self._entry = entry = Kept(score, position.epoch, position.iteration, filename)
+        self._entry = Kept(score, position.epoch, position.iteration, filename)
         try:
             super().__call__(engine)
             if self.saver.written is None:
                 return
-            self._entry = entry = replace(entry, sha256=self.saver.sha256)
-            gone = files.commit(self.target, entry, self.saver.dropped)
-            self.saver.dropped = sorted({*self.saver.dropped, *gone})
+            if self.saver.held is None:
+                self._commit()
             self._order_ties()
         except BaseException:
             self.undo()
@@ -243,12 +275,49 @@ class BestCheckpoint(Checkpoint):
             return
         self._saved, entries = self._before
         self._before = None
-        if self.saver.written is not None and self._entry is not None:
+        if self.saver.held is not None:
+            self.saver.begin()  # nothing is written yet
+        elif self.saver.written is not None and self._entry is not None:
             self.files.take_back(self.target, entries, self._entry, self.saver.discard)
+
+    @property
+    def holds(self) -> Kept | None:
+        """What the last :meth:`save` has copied and :meth:`write_held` is to write."""
+        return None if self.saver.held is None else self._entry
+
+    def write_held(self) -> None:
+        """Write what the last :meth:`save` has copied, and settle; from any thread.
+
+        Raises:
+            CheckpointError: If it cannot be written.  Then files and memory are as they were
+                before that save.
+        """
+        if self.saver.held is None:
+            return
+        if self._snapshots is not None:
+            self._snapshots.wait()
+        held, self.saver.held = self.saver.held, None
+        self.saver.written, filename = None, self.saver.written
+        try:
+            held()
+            self.saver.written = filename
+            self._commit()
+        except BaseException:
+            self.undo()
+            raise
+        self.settle()
+
+    def _commit(self) -> None:
+        """Account for the file that has just been made durable."""
+        if self.target is None or self.files is None or self._entry is None:
+            return
+        self._entry = replace(self._entry, sha256=self.saver.sha256)
+        gone = self.files.commit(self.target, self._entry, self.saver.dropped)
+        self.saver.dropped = sorted({*self.saver.dropped, *gone})
 
     def settle(self) -> None:
         """Remove the files that the last :meth:`save` has made superfluous."""
-        if self._before is None or self.files is None:
+        if self._before is None or self.files is None or self.saver.held is not None:
             return
         self._before = None
         self.saver.remove_dropped(self.files.sidecar.files())

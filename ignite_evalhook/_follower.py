@@ -11,6 +11,7 @@ import difflib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 from ignite.engine import Engine
@@ -26,6 +27,7 @@ from ._moment import Position
 from ._rules import Rule
 from ._sidecar import Kept, Sidecar, sort_entries
 from ._storage import Storage
+from ._writer import Writer
 from .exceptions import CheckpointError, EvaluationError, StateError
 
 __all__: list[str] = []
@@ -60,6 +62,20 @@ class FollowerState(NamedTuple):
     live: dict[str, tuple[Kept, ...]]
 
 
+class Saving(NamedTuple):
+    """What is being written in the background, and what all ranks know until it is there.
+
+    Attributes:
+        entries: The files that are being written, by metric; on the rank that writes.
+        leaders: The best evaluations before them.
+        sidecar: The account of files before them.
+    """
+
+    entries: dict[str, Kept]
+    leaders: dict[str, Leader]
+    sidecar: Sidecar | None
+
+
 class Follower:
     """What a hook follows, and what is best.
 
@@ -89,6 +105,10 @@ class Follower:
         self._live_before: dict[str, tuple[Kept, ...]] | None = None  # a save that is not settled
         self._checkpoints: dict[str, BestCheckpoint] = {}
         self._files: BestFiles | None = None
+        self.writer = Writer()  # writes files in the background, if that is wanted
+        self._leaders_before: dict[str, Leader] = {}  # before the last save
+        self._saving: Saving | None = None
+        self._failure: CheckpointError | None = None  # of the writer's, not raised yet
         self._score: Callable[[str], float] = lambda metric: -math.inf
         self._position: Callable[[Engine], Position] | None = None
         self.run_id = ""
@@ -260,6 +280,7 @@ class Follower:
         Raises:
             CheckpointError: If a file cannot be written.
         """
+        self.join()
         failed: set[str] = set()
         self._live_before = dict(self._live)
         for metric, checkpoint in self._checkpoints.items():
@@ -273,39 +294,135 @@ class Follower:
                 failed.add(metric)
                 logger.error("%s: the best %s was not saved: %s", self.name, metric, error)
             else:
-                self._note_live(metric, checkpoint)
+                if checkpoint.holds is None:
+                    self._note_live(metric, checkpoint)
         return failed
 
     def undo(self) -> None:
         """Take a :meth:`save` back that is not settled: files and memory are as before."""
+        if self._live_before is None:
+            return
         for checkpoint in reversed(self._checkpoints.values()):
             checkpoint.undo()
-        if self._live_before is not None:
-            self._live, self._live_before = self._live_before, None
+        self._live, self._live_before = self._live_before, None
 
-    def settle(self) -> None:
-        """Remove the files that a :meth:`save` has made superfluous."""
-        self._live_before = None
-        for checkpoint in self._checkpoints.values():
-            checkpoint.settle()
+    def settle(self, *, saves: bool = False) -> None:
+        """Remove the files that a :meth:`save` has made superfluous, or begin to write them.
+
+        Args:
+            saves: Whether there was a save, on any rank.
+        """
+        saved, self._live_before = self._live_before is not None, None
+        if saves and self.in_background:
+            held = {m: c.holds for m, c in self._checkpoints.items() if c.holds is not None}
+            self._saving = Saving(held, self._leaders_before, self._sidecar)
+            for metric in held:
+                self.writer.submit(partial(self._write_held, self._checkpoints[metric]))
+        elif saved:
+            for checkpoint in self._checkpoints.values():
+                checkpoint.settle()
 
     def _note_live(self, metric: str, checkpoint: BestCheckpoint) -> None:
+        self._live[metric] = self._listed(metric, checkpoint)
+
+    def _listed(self, metric: str, checkpoint: BestCheckpoint) -> tuple[Kept, ...]:
+        """Return the files of the top-k that are on disk."""
         files = {item.filename for item in checkpoint._saved}
         entries = self._files.sidecar.of(metric) if self._files is not None else ()
         listed = {e.file: e for e in (*self._live.get(metric, ()), *entries) if e.file in files}
-        self._live[metric] = sort_entries(self.target(metric), listed.values())
+        return sort_entries(self.target(metric), listed.values())
+
+    @property
+    def _sidecar(self) -> Sidecar | None:
+        """The account of files, as all ranks know it."""
+        if self._saving is not None:
+            return self._saving.sidecar
+        return None if self._files is None else self._files.sidecar
+
+    # -- in the background --------------------------------------------------------------------
+
+    @property
+    def in_background(self) -> bool:
+        """Whether files are written while training goes on."""
+        return self.checkpoint is not None and self.checkpoint.async_save
+
+    @property
+    def is_saving(self) -> bool:
+        """Whether a best is being written, on any rank."""
+        return self._saving is not None
+
+    def _write_held(self, checkpoint: BestCheckpoint) -> None:
+        try:
+            checkpoint.write_held()
+        except CheckpointError:  # the writer has no say in it, but it logs what it gets
+            if checkpoint.on_save_error != "warn":
+                raise
+            logger.error("%s: the best was not saved in the background", self.name, exc_info=True)
+
+    def join(self, *, wait: bool = True, raises: bool = True) -> None:
+        """Take note of what was written in the background.
+
+        What could not be written is no best any more: the best is what it was before.
+
+        Args:
+            wait: Wait until it is written; else only take note if it is.
+            raises: Raise an error now; else the next time.
+
+        Raises:
+            CheckpointError: If a file could not be written.
+        """
+        if wait or self.writer.is_idle:
+            try:
+                self.writer.wait()
+            except CheckpointError as error:
+                self._failure = error
+            finally:
+                saving, self._saving = self._saving, None
+                if saving is not None and self.writes:
+                    self.leaders = self._leaders_after(saving)
+                    for metric in saving.entries:
+                        self._note_live(metric, self._checkpoints[metric])
+        if raises and self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
+
+    def _leaders_after(self, saving: Saving) -> dict[str, Leader]:
+        """Return the best evaluations, without those whose files could not be written."""
+        files = set() if self._files is None else self._files.sidecar.files()
+        leaders = dict(self.leaders)
+        for metric, entry in saving.entries.items():
+            leader = leaders.get(metric)
+            if entry.file in files or leader is None or leader.iteration != entry.iteration:
+                continue
+            del leaders[metric]
+            if metric in saving.leaders:
+                leaders[metric] = saving.leaders[metric]
+        return leaders
+
+    def complete(self, state: dict[str, Any]) -> None:
+        """Let a :meth:`state` of a moment ago say what is on disk now; in the writer's thread."""
+        kept = {m: self._listed(m, checkpoint) for m, checkpoint in self._checkpoints.items()}
+        state["kept"].update({m: [e.to_dict() for e in entries] for m, entries in kept.items()})
+        if self._saving is not None:
+            state["leaders"] = _plain_leaders(self._leaders_after(self._saving))
+
+    # -- several ranks ------------------------------------------------------------------------
 
     def account(self) -> dict[str, Any] | None:
         """Return what is known of best files, for ranks that touch none."""
-        if self._files is None:
+        sidecar = self._sidecar
+        if sidecar is None:
             return None
         return {
-            "sidecar": self._files.sidecar.to_json(),
+            "sidecar": sidecar.to_json(),
             "kept": {m: [e.to_dict() for e in kept] for m, kept in self._live.items()},
+            "leaders": _plain_leaders(self.leaders),
+            "saving": self._saving is not None,
         }
 
     def adopt_account(self, account: Mapping[str, Any] | None) -> None:
         """Take over what the writing rank knows of best files."""
+        self._saving = None
         if account is None or self.checkpoint is None:
             self._files = None
             return
@@ -315,6 +432,9 @@ class Follower:
             for metric, kept in account["kept"].items()
         }
         self._files = BestFiles(self.checkpoint.saver.target, sidecar, self.checkpoint.alias)
+        self.leaders = {m: Leader.from_state(leader) for m, leader in account["leaders"].items()}
+        if account["saving"]:
+            self._saving = Saving({}, {}, sidecar)
 
     def adopt_choice(self, metric: str | None) -> None:
         """Take over what ``"auto"`` has chosen on the deciding rank."""
@@ -334,6 +454,7 @@ class Follower:
 
     def accept(self, improved: Iterable[str], scores: Mapping[str, float], at: Position) -> None:
         """Remember new bests."""
+        self._leaders_before = dict(self.leaders)
         for metric in improved:
             self.leaders[metric] = Leader(scores[metric], at.epoch, at.iteration)
 
@@ -346,8 +467,8 @@ class Follower:
         if leader is None:
             return None
         plain = Best(target.metric, leader.score, leader.epoch, leader.iteration)
-        listed = self._files.sidecar.of(target.metric) if self._files is not None else ()
-        for entry in listed:
+        sidecar = self._sidecar
+        for entry in () if sidecar is None else sidecar.of(target.metric):
             if entry.iteration == leader.iteration and not entry.abandoned:
                 return as_best(target, entry, self.storage)
         return plain
@@ -365,20 +486,32 @@ class Follower:
         """Return what is kept for each metric by the run's own history, best first."""
         found: dict[str, tuple[Best, ...]] = {}
         for target in self.targets:
-            present = set() if self._files is None else self._files.sidecar.files()
+            present = set() if self._sidecar is None else self._sidecar.files()
             kept = tuple(
                 as_best(target, entry, self.storage if entry.file in present else None)
                 for entry in self._live.get(target.metric, ())
             )
             best = self.best(target.metric)
-            found[target.metric] = kept or (() if best is None else (best,))
+            if best is not None and best.iteration not in {other.iteration for other in kept}:
+                kept = (best, *kept)[: target.n_saved]  # its file is being written, or gone
+            found[target.metric] = kept
         return found
 
     # -- runs and restarts --------------------------------------------------------------------
 
     def forget(self) -> None:
-        """Forget every best; touch no file."""
-        self.leaders.clear()
+        """Forget every best; touch no file.
+
+        Raises:
+            CheckpointError: If a file that was being written could not be.
+        """
+        try:
+            self.join()
+        finally:
+            self._forget()
+
+    def _forget(self) -> None:
+        self.leaders = {}
         self._live.clear()
         self._checkpoints.clear()
         self._files = None
@@ -387,6 +520,7 @@ class Follower:
 
     def begin(self, run_id: str) -> None:
         """Take the folder over for a run: bring its files and this run's history together."""
+        self.join()
         self.run_id = run_id
         self._files = None
         self._checkpoints.clear()
@@ -465,10 +599,7 @@ class Follower:
         return {
             "auto": AUTO in self.wanted,
             "targets": [[t.metric, t.rule.value] for t in self.targets],
-            "leaders": {
-                m: [leader.score, leader.epoch, leader.iteration]
-                for m, leader in self.leaders.items()
-            },
+            "leaders": _plain_leaders(self.leaders),
             "kept": {m: [e.to_dict() for e in kept] for m, kept in self._live.items()},
         }
 
@@ -518,6 +649,10 @@ class Follower:
         """Take over a state."""
         self.forget()
         self.targets, self.leaders, self._live = state
+
+
+def _plain_leaders(leaders: Mapping[str, Leader]) -> dict[str, list[Any]]:
+    return {m: [best.score, best.epoch, best.iteration] for m, best in leaders.items()}
 
 
 def _scored(score: Callable[[str], float], metric: str) -> Callable[[Engine], float]:

@@ -549,7 +549,7 @@ class EvalHook:
         objects = {**to_save, "trainer": trainer, "eval_hook": self}
         last = LastCheckpoint(
             folder.storage, folder.last_name, objects, trainer, every, lambda: len(self.history),
-            session.team,
+            session.team, session.background(),
         )  # fmt: skip
         if resume:
             resumed = last.resume()
@@ -576,6 +576,7 @@ class EvalHook:
         """
         storage = self._plan.follower.storage
         target = self._plan.follower.target(metric)
+        self._session.wait_for_files()
         if storage is None:
             raise CheckpointError("this hook writes no best files that could be loaded")
         entry = self._plan.follower.entry_on_disk(target.metric)

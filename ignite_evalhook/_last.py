@@ -8,7 +8,8 @@ have.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from threading import Event
+from typing import Any, NamedTuple
 
 import torch
 from ignite.engine import Engine, Events
@@ -16,13 +17,32 @@ from torch import nn
 
 from ._best_files import DeferredSaver
 from ._load_best import load_objects, read_checkpoint
+from ._plain import to_plain
 from ._random_state import RandomState, copied
+from ._snapshot import Snapshots
 from ._storage import Storage
+from ._storage_base import failure
 from ._team import Team
 from ._whole_state import unwrap, whole_states
+from ._writer import Writer
 from .exceptions import CheckpointError, StateError
 
 __all__: list[str] = []
+
+
+class Background(NamedTuple):
+    """What is needed to write while training goes on.
+
+    Attributes:
+        writer: Does one job after another.
+        state: Returns the hook's state at once; it may not know the files being written.
+        complete: Lets such a state say what is on disk, in the writer's turn.
+    """
+
+    writer: Writer
+    state: Callable[[], dict[str, Any]]
+    complete: Callable[[dict[str, Any]], None]
+
 
 PASSES = (Events.EPOCH_STARTED, Events.DATALOADER_STOP_ITERATION)  # Ignite calls iter() next
 
@@ -37,6 +57,7 @@ class LastCheckpoint:
         trainer: The engine that trains.
         every: Save at every so many occasions.
         version: Tells whether anything but the trainer's counters has changed.
+        background: Write while training goes on; ``None``: at once.
         team: The ranks.  Rank 0 writes, with every rank's random generators; all read.
     """
 
@@ -49,6 +70,7 @@ class LastCheckpoint:
         every: int,
         version: Callable[[], int],
         team: Team,
+        background: Background | None = None,
     ) -> None:
         self._team = team
         self._storage = storage
@@ -63,6 +85,10 @@ class LastCheckpoint:
         for event in PASSES:
             trainer.add_event_handler(event, self._random.note_pass)
         self._saver = DeferredSaver(storage)
+        self._background = background
+        self._snapshots = Snapshots()
+        self._written = Event()  # what the snapshot was taken for
+        self._written.set()
 
     def resume(self) -> bool:
         """Load the file, if there is one; on every rank.
@@ -162,14 +188,37 @@ class LastCheckpoint:
     def _save(self, engine: Engine, event: Any) -> None:
         engine.remove_event_handler(self._save, event)
         with self._team.together(f"writing {self._file}") as section:
-            states = whole_states(self._to_save, self._team)
+            # In the background, the hook's state waits for no file; it is completed in its turn.
+            late = self._background
+            to_save = {n: o for n, o in self._to_save.items() if n != "eval_hook" or late is None}
+            states = whole_states(to_save, self._team)
             everyone: list[Any] = []
             own = None if self._team.alone else self._random.state_dict()
             section.meet("random generators", own, everyone.extend)
             if self._team.leads:
                 random_state = {**self._random.state_dict(), "ranks": copied(everyone[1:])}
-                self._saver({**states, "random": random_state}, self._file)
+                content = {**states, "random": random_state}
+                if late is None:
+                    self._saver(content, self._file)
+                else:
+                    self._write_late(late, content)
         self._saved_at = self._now()
+
+    def _write_late(self, late: Background, content: dict[str, Any]) -> None:
+        """Copy now, and write when the best files of this moment are there."""
+        self._written.wait()  # the memory that copies are made into is still in use
+        try:
+            copied = self._snapshots.take(to_plain(content, "to_save"))
+        except Exception as error:
+            raise failure(f"could not copy what {self._file} is to hold", error) from error
+        state = late.state()
+
+        def write() -> None:
+            self._snapshots.wait()
+            late.complete(state)
+            self._saver({**copied, "eval_hook": state}, self._file)
+
+        self._written = late.writer.submit(write)
 
     def _now(self) -> tuple[int, int]:
         return self._trainer.state.iteration, self._version()

@@ -25,7 +25,7 @@ from ._events import EvalEvents, Speaker
 from ._folder import RunFolder
 from ._follower import Follower
 from ._history import EvalRecord, History
-from ._last import LastCheckpoint
+from ._last import Background, LastCheckpoint
 from ._line import describe
 from ._log import logger
 from ._moment import (
@@ -127,13 +127,16 @@ class Session:
         """Stop listening, and let go of the folder."""
         for event, handler in self._handlers():
             self.need_trainer().remove_event_handler(handler, event)
-        if self.last is not None:
-            self.last.close()
-            self.last = None
-        self._let_go()
-        self._begun = False
-        self._epoch_start = None
-        self.trainer = None
+        try:
+            self._hear_of_files()
+        finally:
+            if self.last is not None:
+                self.last.close()
+                self.last = None
+            self._let_go()
+            self._begun = False
+            self._epoch_start = None
+            self.trainer = None
 
     def _handlers(self) -> list[tuple[Any, Callable[[Engine], None]]]:
         handlers: list[tuple[Any, Callable[[Engine], None]]] = [
@@ -249,6 +252,12 @@ class Session:
     def _on_interrupt(self, trainer: Engine) -> None:
         if self.last is not None:
             self.last.ended(Events.INTERRUPT)
+        if self.plan.follower.in_background:
+            trainer.add_event_handler(Events.INTERRUPT, self._wait_late, Events.INTERRUPT)
+
+    def _wait_late(self, trainer: Engine, event: Any) -> None:
+        trainer.remove_event_handler(self._wait_late, event)
+        self._hear_of_files()
 
     def _on_terminate(self, trainer: Engine) -> None:
         if trainer.should_terminate == "skip_completed":
@@ -272,7 +281,10 @@ class Session:
 
     def _let_go_late(self, trainer: Engine, event: Any) -> None:
         trainer.remove_event_handler(self._let_go_late, event)
-        self._let_go()
+        try:
+            self._hear_of_files()
+        finally:
+            self._let_go()
 
     def _let_go(self) -> None:
         if self.plan.folder is not None:
@@ -427,6 +439,37 @@ class Session:
         iteration, records = self.need_trainer().state.iteration, len(self.history)
         return f"iteration {iteration} with {records} records of {run}, {when}"
 
+    def _hear_of_files(self, *, wait: bool = True) -> None:
+        """Take note, on every rank, of the files that rank 0 has written in the background.
+
+        Args:
+            wait: Wait until they are there.
+
+        Raises:
+            CheckpointError: If one could not be written.
+        """
+        follower = self.plan.follower
+        if follower.in_background and self._begun:
+            with self.team.together(f"{self.name}: files of the best") as section:
+                follower.join(wait=wait)
+                self._share_account(section)
+
+    def wait_for_files(self) -> None:
+        """Wait for files that are being written, if there are any; on every rank."""
+        if self.plan.follower.is_saving:
+            self._hear_of_files()
+
+    def background(self) -> Background | None:
+        """Return what the last checkpoint needs to be written in the background, if it is to be."""
+        follower = self.plan.follower
+        if not follower.in_background:
+            return None
+
+        def complete(state: dict[str, Any]) -> None:
+            follower.complete(state["follower"])
+
+        return Background(follower.writer, self.present_state, complete)
+
     def _share_account(self, section: Section) -> None:
         """Tell every rank which best files rank 0 has found."""
         follower = self.plan.follower
@@ -485,10 +528,13 @@ class Session:
                     self._check_loaded(self._loaded, at_start=False)
             self._prepare(section)
         try:
-            return self._track(self.position(), data)
+            record = self._track(self.position(), data)
+            if not is_running(self.need_trainer()):
+                self._hear_of_files()
         finally:
             if not is_running(self.need_trainer()):
                 self._let_go()
+        return record
 
     def _evaluate_here(self) -> None:
         self._track(self.position())
@@ -504,6 +550,7 @@ class Session:
         self.at = at
         follower = self.plan.follower
         followed = follower.targets
+        self._hear_of_files(wait=False)
         self._evaluating = True
         try:
             with self.team.together(f"{self.name} at {at}") as section:
@@ -523,7 +570,7 @@ class Session:
         self._own_state = True
         logger.info(line)
         with self.team.together(f"{self.name}: listeners"):
-            self.plan.follower.settle()
+            follower.settle(saves=self._verdict.saves)
             self.watchers.heed(record, self.plan.evaluation.evaluator)
             self.speaker.fire(trainer, EvalEvents.EVAL_COMPLETED, record, len(self.history))
             if record.is_best:
@@ -607,7 +654,15 @@ class Session:
         return -math.inf if score is None else target.rule.signed(score)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return history, bests and counters as plain values; always valid."""
+        """Return history, bests and counters as plain values; always valid.
+
+        It waits for files that are being written, so that it claims none that is not there.
+        """
+        self.plan.follower.join(raises=False)  # an error is told when the ranks meet next
+        return self.present_state()
+
+    def present_state(self) -> dict[str, Any]:
+        """Return the state, which may not know the files that are being written."""
         at = self.position()
         iteration = max(at.iteration, self.history[-1].iteration if self.history else 0)
         if self._loaded is not None:

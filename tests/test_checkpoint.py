@@ -595,7 +595,7 @@ def test_a_named_hooks_pattern_must_tell_its_files_from_those_of_others(tmp_path
         ({"alias": "symlink"}, ValueError, r"alias must be one of .*'copy', 'link'.*'symlink'"),
         ({"alias": True}, ValueError, "alias must be one of"),
         ({"on_save_error": "ignore"}, ValueError, "on_save_error must be one of"),
-        ({"async_save": True}, ValueError, "async_save=True is not available"),
+        ({"async_save": 1}, ValueError, "async_save must be True or False, got 1"),
         ({"n_saved": 0}, ValueError, "n_saved must be a positive integer or None"),
         ({"score_name": "strangeness"}, RuleInferenceError, "strangeness"),
         ({"score_name": "acc", "rule": "max"}, ValueError, "rule must be 'greater' or 'less'"),
