@@ -88,7 +88,7 @@ class BestCheckpoint(Checkpoint):
             raise ValueError(f"alias must be one of {ALIASES}, got {alias!r}")
         if on_save_error not in ON_SAVE_ERROR:
             raise ValueError(f"on_save_error must be one of {ON_SAVE_ERROR}, got {on_save_error!r}")
-        if async_save not in (True, False):
+        if type(async_save) is not bool:
             raise ValueError(f"async_save must be True or False, got {async_save!r}")
         if rule is not None and score_name is None:
             raise ValueError("rule= belongs to score_name=; a hook has a rule= of its own")

@@ -382,7 +382,12 @@ class Follower:
                     self.leaders = self._leaders_after(saving)
                     for metric in saving.entries:
                         self._note_live(metric, self._checkpoints[metric])
-        if raises and self._failure is not None:
+        if raises:
+            self.raise_failure()
+
+    def raise_failure(self) -> None:
+        """Raise what the writer has failed with, once."""
+        if self._failure is not None:
             failure, self._failure = self._failure, None
             raise failure
 

@@ -448,11 +448,14 @@ class Session:
         Raises:
             CheckpointError: If one could not be written.
         """
-        follower = self.plan.follower
-        if follower.in_background and self._begun:
+        if self.plan.follower.in_background and self._begun:
             with self.team.together(f"{self.name}: files of the best") as section:
-                follower.join(wait=wait)
-                self._share_account(section)
+                self._share_written(section, wait=wait)
+
+    def _share_written(self, section: Section, *, wait: bool) -> None:
+        self.plan.follower.join(wait=wait, raises=False)
+        self._share_account(section)  # first, so that a best that failed is none on every rank
+        self.plan.follower.raise_failure()
 
     def wait_for_files(self) -> None:
         """Wait for files that are being written, if there are any; on every rank."""
@@ -595,6 +598,8 @@ class Session:
             )
             failed: set[str] = set()
             if self._verdict.saves:
+                if follower.in_background:
+                    self._share_written(section, wait=True)  # one save in flight
                 states = whole_states(follower.to_save, self.team)
                 if follower.writes:
                     failed = follower.save(trainer, self._verdict.scores, states)
