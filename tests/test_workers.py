@@ -206,6 +206,20 @@ def test_workers_that_persist_load_nothing_in_vain() -> None:
     end_workers(loader)
 
 
+def test_workers_that_may_overtake_each_other_are_not_used_where_order_matters() -> None:
+    loader = loader_of(num_workers=1, in_order=False)
+    twin = apart(loader)
+    iter(twin)
+    assert (twin.in_order, apart(loader)._iterator) == (False, twin._iterator)
+    ordered = apart(loader, [[0], [1]])
+    assert (ordered.in_order, ordered._iterator) == (True, None)
+    iter(ordered)
+    again = apart(loader)  # where it does not, those that keep it do as well
+    assert (again.in_order, again._iterator) == (True, ordered._iterator)
+    assert loader.in_order is False
+    end_workers(twin, loader)
+
+
 def test_a_class_of_the_users_own_is_not_told_of_a_limit() -> None:
     class Pairs(DataLoader[Any]):
         """Two batches of the sampler's make one."""
