@@ -59,6 +59,7 @@ bench: $(VENV)/.examples ## Measure what an evaluation costs, and collecting pre
 	$(PY) benchmarks/loop.py
 	$(PY) benchmarks/collect.py
 	$(PY) benchmarks/ranks.py
+	$(PY) benchmarks/workers.py
 
 docs: $(VENV)/.docs ## Build the documentation into docs/_build/html; a warning is an error
 	$(SPHINX) -b html docs docs/_build/html

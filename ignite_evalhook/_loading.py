@@ -7,17 +7,17 @@ batch holds.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Iterator, Sized
 from itertools import islice, tee
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Sampler, SequentialSampler
 
 from ._order import draw, index_sampler, length_of, smallest
 from ._sharding import ALONE, Dealt, Part, Shard, Turn, deal, is_stream, whole_of, with_sampler
+from ._worker_cost import WorkerCost
 from .exceptions import EvaluationError
 
 __all__: list[str] = []
@@ -35,6 +35,8 @@ class Batches:
         total: Number of batches of all ranks, if ``source`` is this rank's share; ``None``: it
             holds those of all ranks.
         data: What was given to evaluate, before it was dealt out.
+        cost: Measures what it costs to start workers for this pass; ``None``: there are none, or
+            they persist.
 
     Attributes:
         length: Number of batches, if it is known beforehand.
@@ -53,8 +55,10 @@ class Batches:
         turn: Turn | None = ALONE,
         total: int | None = None,
         data: Any = None,
+        cost: WorkerCost | None = None,
     ) -> None:
         self.data = data
+        self.cost = cost
         self.length = None if length is None else smallest(length, limit)
         self.total = self.length if turn is ALONE else total
         self.seen = 0
@@ -147,20 +151,28 @@ def plan_batches(
     if not isinstance(data, DataLoader):
         length = len(data) if isinstance(data, (list, tuple)) else None
         return Batches(data, length or None, limit, None, turn=who)
+    cost = cost_of(data)
     if isinstance(data.dataset, IterableDataset):
-        return Batches(apart(data), None, limit, None, turn=who)
-    indices: list[list[int]] | None = None
-    if order:
-        indices = batch_indices(data)
-        if indices is None:
-            indices = draw_order(data, limit)
-            data = with_order(data, indices)
-    return Batches(apart(data), length_of(data) or None, limit, indices, turn=who, data=data)
+        return Batches(go_through(apart(data), cost), None, limit, None, turn=who, cost=cost)
+    indices = batch_indices(data) if order else None
+    drawn = order and indices is None
+    if drawn:
+        indices = draw_order(data, limit)
+        twin = with_order(data, indices)
+    else:
+        twin = apart(data, limit=limit)
+    source = go_through(twin, cost, seed=not drawn)
+    length = length_of(twin if drawn else data) or None
+    return Batches(source, length, limit, indices, turn=who, data=data, cost=cost)
 
 
 def first_batch(data: Iterable[Any]) -> Any:
     """Return the first batch of one process, for a rank that has none of its own."""
-    return next(iter(plan_batches(data, 1)))
+    batches = plan_batches(data, 1)
+    try:
+        return next(iter(batches))
+    finally:
+        batches.close()
 
 
 def _is_whole(data: Iterable[Any]) -> bool:
@@ -178,38 +190,44 @@ def _plan_share(data: Iterable[Any], limit: int | None, order: bool, turn: Turn)
         return Batches(data, None, limit, None, turn=turn)
     loader = data
     whole = whole_of(loader)
-    twin, shard = share(loader, Shard(whole, turn))
+    shard = Shard(whole, turn)
 
     def drawn() -> list[Any]:
-        if not order and twin._iterator is None:
-            # As a loader does before its sampler draws, so that one process draws the same.
-            torch.empty((), dtype=torch.int64).random_(generator=loader.generator)
+        if not order:
+            draw_seed(loader)  # so that one process draws the same
         return draw(whole, limit)
 
     shard.part = part = deal(whole, turn, limit, drawn=drawn)
+    cost = cost_of(loader)
+    source = follow(go_through(apart(loader, shard), cost), shard, type(loader))
     indices: Iterable[list[int]] | None = None
     if order:
         indices = map(list, part) if loader.batch_sampler is not None else ([i] for i in part)
     # A class of the user's own may give more batches than its sampler names: let it, and see.
     length = len(part) if type(loader).__iter__ is DataLoader.__iter__ else None
     return Batches(
-        follow(twin, shard), length, None, indices, turn=turn, total=part.total, data=loader
+        source, length, None, indices, turn=turn, total=part.total, data=loader, cost=cost
     )
 
 
-def follow(loader: DataLoader[Any], shard: Shard) -> Iterator[Any]:
-    """Go once through a loader that should give just the batches of a settled shard.
+def follow(batches: Iterable[Any], shard: Shard, kind: type) -> Iterator[Any]:
+    """Go once through batches that should be just those of a settled shard.
+
+    Args:
+        batches: What a loader gives.
+        shard: What it was told to follow.
+        kind: The loader's class.
 
     Raises:
         EvaluationError: If a loader of the user's own class gives others.
     """
     wrong = EvaluationError(
-        f"a {type(loader).__name__} does not give the batches that its sampler names, one by one, "
+        f"a {kind.__name__} does not give the batches that its sampler names, one by one, "
         "so they cannot be dealt out to ranks; evaluate on a DataLoader that does, or pass "
         "shard=False if each rank shall evaluate its loader as it is"
     )
     given = 0
-    for batch in loader:
+    for batch in batches:
         if not shard.asked:
             raise wrong
         given += 1
@@ -218,42 +236,108 @@ def follow(loader: DataLoader[Any], shard: Shard) -> Iterator[Any]:
         raise wrong
 
 
-_APART: WeakKeyDictionary[DataLoader[Any], DataLoader[Any]] = WeakKeyDictionary()
+class Course(Sampler[Any]):
+    """What workers that persist follow: they keep their sampler, so this one changes its mind.
+
+    Attributes:
+        sampler: The one of the present or next pass.
+        limit: Entries of it to stop after, so that workers load nothing in vain; ``None`` for all.
+        busy: Whether a pass is under way.
+    """
+
+    def __init__(self) -> None:
+        self.sampler: Any = ()
+        self.limit: int | None = None
+        self.busy = False
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from islice(self.sampler, self.limit)
+
+    def __len__(self) -> int:
+        return len(self.sampler)
 
 
-def apart(loader: DataLoader[Any]) -> DataLoader[Any]:
+_KEPT: WeakKeyDictionary[DataLoader[Any], DataLoader[Any]] = WeakKeyDictionary()
+
+
+def apart(
+    loader: DataLoader[Any], sampler: Any = None, *, limit: int | None = None
+) -> DataLoader[Any]:
     """Return a loader to go through while somebody else may be going through ``loader``.
 
     A loader with persistent workers has one iterator for all: the next pass ends the present
     one, and what its workers draw is missing from it.  So evaluations share a twin, whose
-    workers persist as well.
+    workers persist as well, whatever it follows from pass to pass.
+
+    Args:
+        loader: Stays as it is.
+        sampler: What to follow, in just this order; ``None``: the loader's own.
+        limit: Batches that will be taken at most; ``None`` for all.
     """
-    if loader.num_workers == 0 or not loader.persistent_workers:
-        return loader
-    twin = copy.copy(loader)  # anew, since what the loader holds may have been replaced
-    twin._iterator = _APART[loader]._iterator if loader in _APART else None
-    _APART[loader] = twin
+    in_order = sampler is not None or getattr(loader, "in_order", True)
+    if not persists(loader):
+        return loader if sampler is None else with_sampler(loader, sampler, in_order=True)
+    own = index_sampler(loader)
+    follows = own if sampler is None else sampler
+    earlier = _KEPT.get(loader)
+    if earlier is not None:
+        if index_sampler(earlier).busy:  # an evaluation inside an evaluation of the same data
+            return with_sampler(loader, follows, persistent_workers=False, in_order=in_order)
+        if in_order and not getattr(earlier, "in_order", True):
+            earlier = None
+    course = Course() if earlier is None else index_sampler(earlier)
+    course.sampler = follows
+    # A class of the user's own may make less, or more, of what its sampler names.
+    course.limit = limit if type(loader).__iter__ is DataLoader.__iter__ else None
+    # Anew, since what the loader holds may have been replaced.
+    twin = with_sampler(loader, course, in_order=in_order)
+    if earlier is not None:
+        vars(twin).update(_iterator=earlier._iterator, in_order=getattr(earlier, "in_order", True))
+    _KEPT[loader] = twin
     return twin
 
 
-_SHARED: WeakKeyDictionary[DataLoader[Any], DataLoader[Any]] = WeakKeyDictionary()
+def persists(loader: DataLoader[Any]) -> bool:
+    """Return whether a loader has worker processes that outlive a pass."""
+    return loader.num_workers > 0 and loader.persistent_workers
 
 
-def share(loader: DataLoader[Any], shard: Shard) -> tuple[DataLoader[Any], Shard]:
-    """Return a loader for one rank's share of the batches, and the shard that it follows.
+def cost_of(loader: DataLoader[Any]) -> WorkerCost | None:
+    """Return a stopwatch for a loader that starts workers for each pass; ``None`` for others."""
+    starts = loader.num_workers > 0 and not loader.persistent_workers
+    return WorkerCost(loader.num_workers) if starts else None
 
-    Workers that persist follow the shard that they began with: evaluations share that one, as
-    they share a twin by :func:`apart`, and its part is settled anew for each.
+
+def draw_seed(loader: DataLoader[Any]) -> None:
+    """Draw what a loader draws for its workers at the start of a pass, before its sampler."""
+    torch.empty((), dtype=torch.int64).random_(generator=loader.generator)
+
+
+def go_through(
+    loader: DataLoader[Any], cost: WorkerCost | None, *, seed: bool = False
+) -> Iterable[Any]:
+    """Return the batches of one pass over what :func:`apart` has returned.
+
+    Args:
+        loader: The loader.
+        cost: Measures what it costs to start workers, if the pass starts some.
+        seed: Draw from the generator as often with workers that are running as with new ones,
+            so that a sampler draws the same order.
     """
-    persist = loader.num_workers > 0 and loader.persistent_workers
-    earlier = _SHARED.get(loader) if persist else None
-    if earlier is not None:
-        shard = index_sampler(earlier)
-    twin = with_sampler(loader, shard, in_order=True)  # a batch's place tells its number
-    if persist:
-        twin._iterator = None if earlier is None else earlier._iterator
-        _SHARED[loader] = twin
-    return twin, shard
+    if cost is not None:
+        return cost.watch(loader)
+    course = index_sampler(loader)
+    return _occupy(loader, course, seed) if isinstance(course, Course) else loader
+
+
+def _occupy(loader: DataLoader[Any], course: Course, seed: bool) -> Iterator[Any]:
+    course.busy = True
+    try:
+        if seed and loader._iterator is not None:
+            draw_seed(loader)
+        yield from loader
+    finally:
+        course.busy = False
 
 
 def batch_indices(loader: DataLoader[Any]) -> list[list[int]] | None:
@@ -281,8 +365,8 @@ def draw_order(loader: DataLoader[Any], limit: int | None = None) -> list[list[i
 
 
 def with_order(loader: DataLoader[Any], order: list[list[int]]) -> DataLoader[Any]:
-    """Return a loader like ``loader``, of whatever class, that serves just these batches."""
+    """Return a loader like ``loader``, of whatever class, that serves just these batches once."""
     sampler: list[Any] = order
     if loader.batch_sampler is None:
         sampler = [index for batch in order for index in batch]
-    return with_sampler(loader, sampler, persistent_workers=False, in_order=True)
+    return apart(loader, sampler)

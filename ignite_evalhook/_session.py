@@ -20,7 +20,7 @@ from ignite.engine import Engine, Events
 
 from ._best import Target, as_score
 from ._engine import is_running
-from ._evaluation import Evaluation
+from ._evaluation import Evaluation, Outcome
 from ._events import EvalEvents, Speaker
 from ._folder import RunFolder
 from ._follower import Follower
@@ -43,6 +43,7 @@ from ._schedule import Schedule
 from ._team import Section, Team
 from ._watchers import Watchers
 from ._whole_state import whole_states
+from ._worker_hint import WorkerHint
 from .exceptions import EvaluationError, StateError
 
 __all__: list[str] = []
@@ -103,6 +104,7 @@ class Session:
         self._event: Any = None  # of the trainer's, being handled
         self._epoch_start: int | None = None  # iterations completed when the epoch started
         self._evaluating = False
+        self._worker_hint = WorkerHint()
         self._current: Mapping[str, Any] | None = None
         self._verdict = Verdict({}, (), False, None)
         plan.follower.connect(self.signed_score, lambda engine: self.at)
@@ -512,9 +514,16 @@ class Session:
                 seconds = section.close(None, lambda said: outcome.seconds)
         finally:
             self._evaluating = False
+        self._hint(data, outcome)
         return EvalRecord(
             at.epoch, at.iteration, outcome.metrics, (), False, outcome.samples, seconds
         )
+
+    def _hint(self, data: Any, outcome: Outcome) -> None:
+        """Say what would make evaluations quicker."""
+        hint = self._worker_hint.heed(data, outcome.worker_seconds, outcome.seconds)
+        if hint is not None:
+            logger.info("%s: %s", self.name, hint)
 
     def _check_not_under_way(self) -> None:
         if self._evaluating:
@@ -557,7 +566,7 @@ class Session:
         self._evaluating = True
         try:
             with self.team.together(f"{self.name} at {at}") as section:
-                record = self._evaluate(trainer, at, data, section)
+                record, outcome = self._evaluate(trainer, at, data, section)
         except BaseException:
             follower.undo()
             follower.unchoose(followed)
@@ -572,6 +581,7 @@ class Session:
         follower.accept(record.best_of, scores, at)
         self._own_state = True
         logger.info(line)
+        self._hint(data, outcome)
         with self.team.together(f"{self.name}: listeners"):
             follower.settle(saves=self._verdict.saves)
             self.watchers.heed(record, self.plan.evaluation.evaluator)
@@ -586,7 +596,7 @@ class Session:
 
     def _evaluate(
         self, trainer: Engine, at: Position, data: Iterable[Any] | None, section: Section
-    ) -> EvalRecord:
+    ) -> tuple[EvalRecord, Outcome]:
         """Evaluate, save what is best, and write the record down; all ranks or none."""
         self.speaker.fire(trainer, EvalEvents.EVAL_STARTED, None, len(self.history) + 1)
         follower, evaluation = self.plan.follower, self.plan.evaluation
@@ -619,7 +629,7 @@ class Session:
         improved, seconds, account = section.close(None, write_down)
         if not self.team.leads:
             follower.adopt_account(account)
-        return record_of(improved, seconds)
+        return record_of(improved, seconds), outcome
 
     def _judge(self, metrics: dict[str, Any], computed: Sequence[str]) -> Verdict:
         """Judge complete metrics, on rank 0."""

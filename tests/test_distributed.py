@@ -59,7 +59,7 @@ from ignite_evalhook import (
     create_evaluator,
     shard_batches,
 )
-from ignite_evalhook._loading import apart, share
+from ignite_evalhook._loading import apart
 
 WORLDS = (2, 3, 4)
 CLASSES = 3
@@ -403,7 +403,7 @@ def evaluate_all(rank: int, world: int, cases: Sequence[Case]) -> list[Any]:
 
 def stop_workers(loader: DataLoader[Any]) -> None:
     """End workers now: the garbage collector takes seconds for each."""
-    for each in (loader, apart(loader), share(loader, None)[0]):  # type: ignore[arg-type]
+    for each in (loader, apart(loader)):
         each._iterator = None
 
 

@@ -154,12 +154,6 @@ def test_settings_of_the_loader_stay() -> None:
     assert len(served) == 2
 
 
-def test_workers_of_a_loader_served_in_a_known_order_do_not_persist() -> None:
-    loader = DataLoader(Numbers(4), shuffle=True, num_workers=1, persistent_workers=True)
-    assert with_order(loader, [[0]]).persistent_workers is False
-    assert loader.persistent_workers is True
-
-
 def test_a_sampler_that_repeats_itself_for_ever_is_asked_for_one_pass() -> None:
     sampler = Endless(RandomSampler(Numbers(5)), 2, False)
     loader = DataLoader(Numbers(5), batch_sampler=sampler)

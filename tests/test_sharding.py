@@ -476,7 +476,7 @@ def test_training_that_goes_through_the_same_loader_keeps_its_workers() -> None:
     plan = plan_batches(loader, turn=Rank0().turn(0, 2))
     assert serve(plan) == [[0], [2], [4]]
     assert [first, *map(int, training)] == [0, 1, 2, 3, 4, 5]
-    let_go(loader, shard, _loading._SHARED[loader])
+    let_go(loader, shard, _loading._KEPT[loader])
 
 
 def test_workers_persist_from_pass_to_pass() -> None:
@@ -506,7 +506,7 @@ def test_workers_persist_from_evaluation_to_evaluation_while_the_order_changes()
             served.append([index for index, _ in batch])
             assert served[-1] == batches.next_indices()
         orders.append(served)
-    let_go(_loading._SHARED[loader])
+    let_go(_loading._KEPT[loader])
     assert len(pids) == 1
     assert [len(order) for order in orders] == [2, 2, 1, 2]
     assert len({str(order) for order in orders}) > 1
@@ -519,7 +519,7 @@ def test_workers_that_may_overtake_each_other_keep_the_order_in_an_evaluation() 
     loader.in_order = False
     batches = plan_batches(loader, turn=Rank0().turn(0, 2))
     serve(batches)
-    assert _loading.share(loader, None)[0].in_order is True  # type: ignore[arg-type]
+    assert _loading.apart(loader, [[0]]).in_order is True
     assert loader.in_order is False
 
 

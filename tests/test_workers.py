@@ -1,0 +1,433 @@
+"""Data workers: those that persist serve every evaluation, and others are worth a word."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+import torch
+from ignite.engine import Engine, Events
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
+
+from helpers.ranks import on_ranks
+from ignite_evalhook import EvalHook, create_evaluator
+from ignite_evalhook import _worker_hint as hints
+from ignite_evalhook._loading import apart, plan_batches
+from ignite_evalhook._worker_cost import WorkerCost
+from ignite_evalhook._worker_hint import WorkerHint
+
+
+class Pids(Dataset[Tensor]):
+    """The sample at index i is i and the process that loads it."""
+
+    def __init__(self, size: int = 12) -> None:
+        self.size = size
+        self.loaded = torch.zeros(size, dtype=torch.int64).share_memory_()
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> Tensor:
+        self.loaded[index] += 1
+        return torch.tensor([index, os.getpid()])
+
+
+class PidStream(IterableDataset[Tensor]):
+    """Twelve samples from two workers."""
+
+    def __iter__(self) -> Iterator[Tensor]:
+        info = get_worker_info()
+        assert info is not None
+        yield from (torch.tensor([i, os.getpid()]) for i in range(info.id, 12, 2))
+
+
+def loader_of(dataset: Any = None, **options: Any) -> DataLoader[Any]:
+    """Return a loader with two workers that persist."""
+    settings: dict[str, Any] = {"num_workers": 2, "persistent_workers": True,
+                                "multiprocessing_context": "fork"}  # fmt: skip
+    return DataLoader(Pids() if dataset is None else dataset, 2, **(settings | options))
+
+
+def end_workers(*loaders: DataLoader[Any]) -> None:
+    """End workers now: the garbage collector takes 5 s for each."""
+    for loader in loaders:
+        for each in (loader, apart(loader)):
+            each._iterator = None
+
+
+def hook_on(loader: Any, seen: list[list[int]], **options: Any) -> EvalHook:
+    """Return a hook that notes what each evaluation saw: indices and processes, in turn."""
+    evaluator = create_evaluator(nn.Linear(1, 1), step=lambda engine, batch: batch)
+
+    @evaluator.on(Events.STARTED)
+    def begin(engine: Engine) -> None:
+        seen.append([])
+
+    @evaluator.on(Events.ITERATION_COMPLETED)
+    def note(engine: Engine) -> None:
+        seen[-1].extend(engine.state.output.flatten().tolist())
+
+    return EvalHook(loader, evaluator, **options)
+
+
+def indices(seen: Sequence[Sequence[int]]) -> list[list[int]]:
+    return [list(one[::2]) for one in seen]
+
+
+def processes(seen: Sequence[Sequence[int]]) -> set[int]:
+    return {pid for one in seen for pid in one[1::2]}
+
+
+def predictions(results: list[Any]) -> dict[str, float]:
+    return {"first": float(results[0][0])}
+
+
+WAYS: dict[str, dict[str, Any]] = {
+    "in order": {},
+    "shuffled": {"shuffle": True},
+    "predictions": {"compute_metrics": predictions},
+    "predictions, shuffled": {"compute_metrics": predictions, "shuffle": True},
+    "limited": {"limit_batches": 4, "shuffle": True},
+    "predictions, limited": {"limit_batches": 4, "shuffle": True, "compute_metrics": predictions},
+    "not shared": {"shard": False},
+    "may overtake": {"in_order": False, "compute_metrics": predictions},
+}
+
+
+def trained(options: dict[str, Any], loader: DataLoader[Any]) -> list[list[int]]:
+    """Train for three epochs, with preflight; return what the evaluations saw."""
+    seen: list[list[int]] = []
+    trainer = Engine(lambda engine, batch: None)
+    hook_on(loader, seen, **options).attach(trainer)
+    trainer.run([0], max_epochs=3)
+    return seen
+
+
+def split(way: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the options of a way: the loader's and the hook's."""
+    options = WAYS[way]
+    own = {"shuffle", "in_order"}
+    return (
+        {name: value for name, value in options.items() if name in own},
+        {name: value for name, value in options.items() if name not in own},
+    )
+
+
+# -- workers that persist -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_same_workers_serve_all_evaluations(way: str) -> None:
+    for_loader, for_hook = split(way)
+    loader = loader_of(**for_loader)
+    seen = trained(for_hook, loader)
+    count = 8 if "limit_batches" in for_hook else 12
+    assert [len(set(one)) for one in indices(seen)] == [count] * 3
+    assert len(processes(seen)) == 2
+    assert loader._iterator is None  # training's own are not touched
+    end_workers(loader)
+
+
+def test_the_same_workers_serve_all_evaluations_of_a_stream() -> None:
+    loader = loader_of(PidStream())
+    seen = trained({}, loader)
+    assert [sorted(one) for one in indices(seen)] == [list(range(12))] * 3
+    assert len(processes(seen)) == 2
+    end_workers(loader)
+
+
+def test_hooks_that_go_different_ways_share_the_workers_of_their_loader() -> None:
+    loader, seen = loader_of(shuffle=True), []
+    for options in ({}, {"compute_metrics": predictions}, {"limit_batches": 3}):
+        hook_on(loader, seen, **options).evaluate()
+    assert [len(one) for one in indices(seen)] == [12, 12, 6]
+    assert len(processes(seen)) == 2
+    end_workers(loader)
+
+
+def run_all_ways(rank: int) -> dict[str, Any]:
+    found = {}
+    for way in WAYS:
+        for_loader, for_hook = split(way)
+        loader = loader_of(**for_loader)
+        seen = trained(for_hook, loader)
+        found[way] = (indices(seen), len(processes(seen)), len(multiprocessing.active_children()))
+        end_workers(loader)
+    return found
+
+
+def test_the_same_workers_serve_all_evaluations_of_a_rank() -> None:
+    ranks = on_ranks(2, run_all_ways)
+    for way in WAYS:
+        _, for_hook = split(way)
+        for found in ranks:
+            seen, pids, running = found[way]
+            assert (len(seen), pids, running) == (3, 2, 2), way  # preflight has started no others
+        if for_hook.get("shard") is False:
+            continue
+        count = 8 if "limit_batches" in for_hook else 12
+        for first, second in zip(ranks[0][way][0], ranks[1][way][0], strict=True):
+            assert len(first) + len(second) == count
+            assert len({*first, *second}) == count
+
+
+@pytest.mark.parametrize("options", [{}, {"limit_batches": 3}, {"compute_metrics": predictions}])
+def test_workers_that_persist_change_nothing_about_what_is_evaluated(
+    options: dict[str, Any],
+) -> None:
+    orders = []
+    for persistent in (True, False):
+        torch.manual_seed(3)
+        loader = loader_of(shuffle=True, persistent_workers=persistent, num_workers=1)
+        seen: list[list[int]] = []
+        hook = hook_on(loader, seen, **options)
+        for _ in range(3):
+            hook.evaluate()
+            torch.rand(1)  # as training would
+        orders.append(indices(seen))
+        end_workers(loader)
+    assert orders[0] == orders[1]
+    assert len({tuple(order) for order in orders[0]}) == 3
+
+
+def test_workers_that_persist_load_nothing_in_vain() -> None:
+    dataset = Pids()
+    loader = loader_of(dataset)
+    seen: list[list[int]] = []
+    hook = hook_on(loader, seen, limit_batches=2)
+    hook.evaluate()
+    hook.evaluate()
+    assert dataset.loaded.tolist() == [2, 2, 2, 2] + [0] * 8
+    end_workers(loader)
+
+
+def test_workers_that_may_overtake_each_other_are_not_used_where_order_matters() -> None:
+    loader = loader_of(num_workers=1, in_order=False)
+    twin = apart(loader)
+    iter(twin)
+    assert (twin.in_order, apart(loader)._iterator) == (False, twin._iterator)
+    ordered = apart(loader, [[0], [1]])
+    assert (ordered.in_order, ordered._iterator) == (True, None)
+    iter(ordered)
+    again = apart(loader)  # where it does not, those that keep it do as well
+    assert (again.in_order, again._iterator) == (True, ordered._iterator)
+    assert loader.in_order is False
+    end_workers(twin, loader)
+
+
+def test_a_class_of_the_users_own_is_not_told_of_a_limit() -> None:
+    class Pairs(DataLoader[Any]):
+        """Two batches of the sampler's make one."""
+
+        def __iter__(self) -> Any:
+            batches = super().__iter__()
+            return (torch.cat(pair) for pair in zip(batches, batches, strict=True))
+
+    loader = Pairs(Pids(), 2, num_workers=1, persistent_workers=True)
+    seen: list[list[int]] = []
+    hook_on(loader, seen, limit_batches=2).evaluate()
+    assert indices(seen) == [list(range(8))]
+    end_workers(loader)
+
+
+def test_an_evaluation_inside_an_evaluation_of_the_same_data_disturbs_nothing() -> None:
+    loader = loader_of(num_workers=1)
+    inner: list[list[int]] = []
+    outer: list[list[int]] = []
+    other = hook_on(loader, inner, limit_batches=2)
+    hook = hook_on(loader, outer)
+    hook.evaluator.add_event_handler(
+        Events.ITERATION_COMPLETED(once=3), lambda engine: other.evaluate(track=False)
+    )
+    hook.evaluate()
+    hook.evaluate()
+    assert indices(outer) == [list(range(12))] * 2
+    assert indices(inner) == [list(range(4))] * 2
+    assert len(processes(outer)) == 1
+    assert processes(outer).isdisjoint(processes(inner))
+    end_workers(loader)
+
+
+def test_workers_are_free_again_after_an_evaluation_that_raised() -> None:
+    loader = loader_of(num_workers=1)
+    seen: list[list[int]] = []
+    hook = hook_on(loader, seen)
+
+    def fail(engine: Engine) -> None:
+        raise RuntimeError("broken")
+
+    with (
+        hook.evaluator.add_event_handler(Events.ITERATION_COMPLETED(once=2), fail),
+        pytest.raises(RuntimeError, match="broken"),
+    ):
+        hook.evaluate()
+    hook.evaluate()
+    assert indices(seen) == [list(range(4)), list(range(12))]
+    assert len(processes(seen)) == 1
+    end_workers(loader)
+
+
+def test_training_in_the_middle_of_the_same_loader_keeps_its_place() -> None:
+    loader = loader_of(num_workers=1, shuffle=True)
+    training = iter(loader)
+    before = [int(i) for i in next(training)[:, 0]]
+    seen: list[list[int]] = []
+    hook_on(loader, seen, compute_metrics=predictions).evaluate()
+    after = [int(i) for batch in training for i in batch[:, 0]]
+    assert sorted([*before, *after]) == list(range(12))
+    assert len(indices(seen)[0]) == 12
+    end_workers(loader)
+
+
+# -- what it costs to start them ------------------------------------------------------------------
+
+
+class Time:
+    """A clock that stands still until told."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Slow:
+    """A loader of two workers, whose steps take the given seconds."""
+
+    def __init__(self, time: Time, start: float, waits: Sequence[float], end: float) -> None:
+        self.time, self.start, self.waits, self.end = time, start, waits, end
+
+    def __iter__(self) -> Iterator[int]:
+        self.time.now += self.start
+        return self.batches()
+
+    def batches(self) -> Iterator[int]:
+        try:
+            for number, wait in enumerate(self.waits):
+                self.time.now += wait
+                yield number
+        finally:
+            self.time.now += self.end
+
+
+@pytest.mark.parametrize(
+    ("name", "start", "waits", "end", "step", "seconds"),
+    [
+        ("what goes on at both ends", 1.0, [0, 0, 0], 0.5, 0, 1.5),
+        ("workers that get ready late", 1.0, [9, 0, 1, 0, 1], 0.5, 0, 9.5),
+        ("batches that take long", 1.0, [9, 0, 9, 0, 9], 0.5, 0, 1.5),
+        ("a batch that is as slow, later", 1.0, [9, 0, 1, 0, 9], 0.5, 0, 9.5),
+        ("a slow one among the first", 1.0, [9, 8, 1, 0, 1], 0.5, 0, 1.5),
+        ("a model that hides how long a batch takes", 1.0, [9, 0, 0, 0], 0.5, 5, 1.5),
+        ("too few batches to tell", 1.0, [9, 0], 0.5, 0, 1.5),
+        ("no batch", 1.0, [], 0.5, 0, 1.5),
+    ],
+)
+def test_what_counts_as_the_price_of_workers(
+    name: str, start: float, waits: list[float], end: float, step: float, seconds: float
+) -> None:
+    time = Time()
+    cost = WorkerCost(2, time)
+    for _ in cost.watch(Slow(time, start, waits, end)):
+        time.now += step
+    assert cost.seconds == pytest.approx(seconds)
+
+
+def test_ending_the_workers_counts_also_when_batches_are_left() -> None:
+    time = Time()
+    cost = WorkerCost(2, time)
+    batches = cost.watch(Slow(time, 1.0, [0] * 9, 0.5))
+    next(batches)
+    time.now += 100  # the model
+    del batches
+    assert cost.seconds == pytest.approx(1.5)
+
+
+def test_only_workers_that_are_started_for_each_pass_have_a_price() -> None:
+    for options in ({"num_workers": 0}, {"num_workers": 1, "persistent_workers": True}):
+        assert plan_batches(DataLoader(Pids(), **options)).cost is None
+    assert plan_batches([1, 2]).cost is None
+    batches = plan_batches(loader_of(persistent_workers=False), 2)
+    next(iter(batches))
+    batches.close()
+    assert batches.cost is not None
+    assert batches.cost.seconds > 0.0
+
+
+# -- the hint -------------------------------------------------------------------------------------
+
+
+class Data:
+    """Something to evaluate."""
+
+
+ONE, TWO = Data(), Data()
+
+
+@pytest.mark.parametrize(
+    ("name", "evaluations", "said"),
+    [
+        ("twice", [(ONE, 0.3, 1.0)] * 4, [1]),
+        ("a tenth is not more than a tenth", [(ONE, 0.1, 1.0)] * 4, []),
+        ("little", [(ONE, 0.049, 0.1)] * 4, []),
+        ("once", [(ONE, 0.3, 1.0), (ONE, 0.09, 1.0), (ONE, 0.3, 1.0)], []),
+        ("later", [(ONE, 0.0, 1.0), (ONE, 0.3, 1.0), (ONE, 0.3, 1.0)], [2]),
+        ("other data each time", [(ONE, 0.3, 1.0), (TWO, 0.3, 1.0)] * 2, []),
+    ],
+)
+def test_when_there_is_something_to_say(
+    name: str, evaluations: list[tuple[Data, float, float]], said: list[int]
+) -> None:
+    hint = WorkerHint()
+    lines = [hint.heed(*evaluation) for evaluation in evaluations]
+    assert [number for number, line in enumerate(lines) if line is not None] == said
+
+
+def test_loaders_that_are_gone_are_not_taken_for_others() -> None:
+    hint = WorkerHint()
+    assert [hint.heed(Data(), 0.3, 1.0) for _ in range(9)] == [None] * 9
+
+
+@pytest.mark.parametrize("track", [True, False])
+def test_a_hook_says_once_what_to_do(
+    track: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(hints, "LEAST", 0.0)
+    monkeypatch.setattr(hints, "SHARE", 0.0)
+    hook = hook_on(loader_of(num_workers=1, persistent_workers=False), [], name="set")
+    with caplog.at_level(logging.INFO, "ignite_evalhook"):
+        if track:
+            trainer = Engine(lambda engine, batch: None)
+            hook.attach(trainer)
+            trainer.run([0], max_epochs=4)
+        else:
+            for _ in range(4):
+                hook.evaluate(track=False)
+    lines = [r.getMessage() for r in caplog.records if "persistent_workers" in r.getMessage()]
+    assert len(lines) == 1
+    assert lines[0].startswith("set: 0.")
+    assert "DataLoader(..., persistent_workers=True)" in lines[0]
+
+
+@pytest.mark.parametrize("options", [{"persistent_workers": True}, {"num_workers": 0}])
+def test_a_hook_says_nothing_where_there_is_nothing_to_gain(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(hints, "LEAST", 0.0)
+    monkeypatch.setattr(hints, "SHARE", 0.0)
+    settings = {"num_workers": 1, "persistent_workers": False} | options
+    if settings["num_workers"] == 0:
+        settings["multiprocessing_context"] = None
+    loader = loader_of(**settings)
+    hook = hook_on(loader, [])
+    with caplog.at_level(logging.INFO, "ignite_evalhook"):
+        for _ in range(3):
+            hook.evaluate(track=False)
+    assert "persistent_workers" not in caplog.text
+    end_workers(loader)
