@@ -6,10 +6,11 @@ the first error between them.  It knows nothing about where the bytes go.
 
 from __future__ import annotations
 
-import hashlib
 import io
 from collections.abc import Callable
 from typing import TYPE_CHECKING, BinaryIO
+
+from ._background_hash import BackgroundHash
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -17,10 +18,13 @@ if TYPE_CHECKING:
 __all__ = ["HashingFile"]
 
 _BUFFER = 1 << 20  # bytes held back; larger pieces pass through uncopied
+_PIECE = 4 << 20  # bytes written at once, so that the hashing of a huge tensor begins early
 
 
 class HashingFile(io.RawIOBase):
     """Pass what is written on to ``write``, hashing and counting it on the way.
+
+    Closing it ends the hashing; ``write`` and what is behind it are the caller's.
 
     Attributes:
         digest: The running SHA-256.
@@ -28,10 +32,15 @@ class HashingFile(io.RawIOBase):
     """
 
     def __init__(self, write: Callable[[Buffer], int | None]) -> None:
-        self.digest = hashlib.sha256()
+        self.digest = BackgroundHash()
         self.count = 0
         self._write = write
         self._error: BaseException | None = None
+
+    def close(self) -> None:
+        """Leave no thread behind."""
+        self.digest.close()
+        super().close()
 
     def writable(self) -> bool:
         """Return ``True``."""
@@ -39,7 +48,7 @@ class HashingFile(io.RawIOBase):
 
     def write(self, data: Buffer, /) -> int:
         """Write as much of ``data`` as one call takes, and return how many bytes that was."""
-        view = memoryview(data)
+        view = memoryview(data)[:_PIECE]
         if self._error is not None:  # a buffer that is dropped flushes once more
             return len(view)
         try:

@@ -159,15 +159,15 @@ class FsspecStorage(Storage):
 
     def _write_new(self, path: str, save: Callable[[BinaryIO], object]) -> tuple[str, int]:
         file = self._fs.open(path, "wb")
-        try:
-            sink = HashingFile(file.write)
-            sink.fill(save)
-        except BaseException:
-            with contextlib.suppress(Exception):  # the first failure tells more
-                file.close()
-            raise
-        file.close()
-        return sink.digest.hexdigest(), sink.count
+        with HashingFile(file.write) as sink:
+            try:
+                sink.fill(save)
+            except BaseException:
+                with contextlib.suppress(Exception):  # the first failure tells more
+                    file.close()
+                raise
+            file.close()
+            return sink.digest.hexdigest(), sink.count
 
     def _expect_size(self, path: str, count: int | None) -> None:
         size = self._size(path)

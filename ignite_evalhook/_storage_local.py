@@ -14,7 +14,7 @@ import stat
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from ._flock import UNSUPPORTED, try_lock
 from ._hashing_file import HashingFile
@@ -30,9 +30,13 @@ from ._storage_base import (
     temporary_name,
 )
 
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
 __all__ = ["LocalStorage"]
 
 _BINARY = getattr(os, "O_BINARY", 0)  # Windows would translate line breaks
+_AHEAD = 8 << 20  # bytes written between two hints to the disk
 _CANNOT_SYNC_FOLDERS = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
@@ -187,12 +191,35 @@ def _write_new(path: Path, save: Callable[[BinaryIO], object]) -> str:
     try:
         with contextlib.suppress(OSError):  # a file system without locks
             try_lock(handle)  # so that nobody takes the file for a leftover
-        file = HashingFile(lambda data: os.write(handle, data))
-        file.fill(save)
-        os.fsync(handle)
+        with HashingFile(_eager(handle)) as file:
+            file.fill(save)
+            os.fsync(handle)
+            return file.digest.hexdigest()
     finally:
         os.close(handle)  # some network disks report a full disk only here
-    return file.digest.hexdigest()
+
+
+def _eager(handle: int) -> Callable[[Buffer], int]:
+    """Return a function that writes and lets the disk begin at once.
+
+    By itself the system waits until it is asked to flush, and then so do we: a fifth of the time
+    that it takes to save a large file.
+    """
+    written = begun = 0
+
+    def write(data: Buffer) -> int:
+        nonlocal written, begun
+        count = os.write(handle, data)
+        written += count
+        if sys.platform == "linux" and written - begun >= _AHEAD:
+            with contextlib.suppress(OSError):  # only a hint
+                # "Not needed in memory": Linux begins to write what is not on the disk yet, and
+                # forgets no page before that is done.
+                os.posix_fadvise(handle, begun, written - begun, os.POSIX_FADV_DONTNEED)
+            begun = written
+        return count
+
+    return write
 
 
 def _discard(path: Path) -> None:
