@@ -258,10 +258,8 @@ class Team:
             failures = [Failure.of(0, error)]
             packed = pack((failures, None))
             pieces = [packed.payload()]
-        for rank in range(1, self.size):
-            # One that has died since it spoke is missed at the next meeting, by all alike.
-            with suppress(LostError):
-                self._wire.send(rank, packed, pieces)
+        # One that has died since it spoke is missed at the next meeting, by all alike.
+        self._wire.send_to_all(range(1, self.size), packed, pieces)
         self.meetings += 1
         return failures, verdict, problem
 
@@ -292,9 +290,11 @@ class Team:
     def _gather(self) -> list[Callable[[], _Said]]:
         """Receive what every other rank says; one that is gone has failed."""
         openers: list[Callable[[], _Said]] = []
-        for rank in range(1, self.size):
+        # Begun with all ranks at once, so that they do not wait for one another to be heard.
+        begun = [self._wire.begin_receive(rank) for rank in range(1, self.size)]
+        for receive in begun:
             try:
-                openers.append(self._wire.receive(rank))
+                openers.append(receive())
             except LostError as lost:
                 self._cry()
                 openers.append(partial(_Said, "", _loss(lost)))

@@ -7,7 +7,8 @@ the next one would be taken for the rest of it.  Who talks to whom, and when, is
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, NoReturn
 
@@ -63,17 +64,32 @@ class Wire:
         Raises:
             LostError: If the receiver is gone.
         """
-        first = torch.zeros(_FIRST, dtype=torch.uint8)
-        first[:_LENGTHS] = torch.tensor([len(packed.head), packed.size]).view(torch.uint8)
+        first, is_all = _first_message(packed)
+        self._begin(dist.isend, first, rank)()
+        return None if is_all else self._send_rest(rank, packed, pieces)
+
+    def send_to_all(
+        self, ranks: Iterable[int], packed: Packed, pieces: Sequence[torch.Tensor]
+    ) -> None:
+        """Send the same to several ranks, as :meth:`send` does; one that is gone is left out.
+
+        All first messages are on their way before the first is waited for: the time that one
+        takes to arrive passes once, not once a rank.
+        """
+        first, is_all = _first_message(packed)
+        begun = [(rank, self._begin(dist.isend, first, rank)) for rank in ranks]
+        for rank, finish in begun:
+            with suppress(LostError):
+                finish()
+                if not is_all:
+                    self._send_rest(rank, packed, pieces)
+
+    def _send_rest(
+        self, rank: int, packed: Packed, pieces: Iterable[torch.Tensor]
+    ) -> Exception | None:
+        """Send what did not fit into a first message; see :meth:`send`."""
         head = torch.frombuffer(bytearray(packed.head), dtype=torch.uint8)
-        middle = _LENGTHS + len(head)
-        if middle + packed.size <= _FIRST:
-            first[_LENGTHS:middle] = head
-            first[middle : middle + packed.size] = packed.payload()
-            self._finish(dist.isend, first, rank)
-            return None
-        self._finish(dist.isend, first, rank)
-        self._finish(dist.isend, head, rank)
+        self._begin(dist.isend, head, rank)()
         problem: Exception | None = None
         blocks = chunks(pieces, _CHUNK)
         for start in range(0, packed.size, _CHUNK):
@@ -85,9 +101,9 @@ class Wire:
                     problem = error
             if block is None:
                 block = torch.zeros(min(_CHUNK, packed.size - start), dtype=torch.uint8)
-            self._finish(dist.isend, block, rank)
+            self._begin(dist.isend, block, rank)()
         complete = torch.tensor([problem is None], dtype=torch.uint8)
-        self._finish(dist.isend, complete, rank)
+        self._begin(dist.isend, complete, rank)()
         return problem
 
     def receive(self, rank: int) -> Callable[[], Any]:
@@ -96,14 +112,26 @@ class Wire:
         Raises:
             LostError: If the sender is gone.
         """
+        return self.begin_receive(rank)()
+
+    def begin_receive(self, rank: int) -> Callable[[], Callable[[], Any]]:
+        """Begin to receive, and return the function that does the rest of :meth:`receive`.
+
+        Messages of several ranks may be begun, then finished in any order; of one rank, one.
+        """
         first = torch.empty(_FIRST, dtype=torch.uint8)
-        self._finish(dist.irecv, first, rank)
+        return partial(self._receive_rest, rank, first, self._begin(dist.irecv, first, rank))
+
+    def _receive_rest(
+        self, rank: int, first: torch.Tensor, finish_first: Callable[[], None]
+    ) -> Callable[[], Any]:
+        finish_first()
         head_length, size = first[:_LENGTHS].view(torch.int64).tolist()
         middle = _LENGTHS + head_length
         if middle + size <= _FIRST:
             return partial(_opened, first[_LENGTHS:middle], first[middle : middle + size].clone())
         head = torch.empty(head_length, dtype=torch.uint8)
-        self._finish(dist.irecv, head, rank)
+        self._begin(dist.irecv, head, rank)()
         try:
             payload = torch.empty(size, dtype=torch.uint8)
             opener = partial(_opened, head, payload)
@@ -113,15 +141,30 @@ class Wire:
         for start in range(0, size, _CHUNK):
             length = min(_CHUNK, size - start)
             block = payload[start:][:length] if len(payload) == size else payload[:length]
-            self._finish(dist.irecv, block, rank)
+            self._begin(dist.irecv, block, rank)()
         complete = torch.empty(1, dtype=torch.uint8)
-        self._finish(dist.irecv, complete, rank)
+        self._begin(dist.irecv, complete, rank)()
         return opener if complete.item() else self.receive(rank)
 
-    def _finish(self, begin: Callable[..., Any], data: torch.Tensor, rank: int) -> None:
-        """Send or receive to the end; what a signal raises meanwhile is put off."""
+    def _begin(
+        self, begin: Callable[..., Any], data: torch.Tensor, rank: int
+    ) -> Callable[[], None]:
+        """Begin to send or receive, and return the function that waits for the end.
+
+        The latter raises a ``LostError`` if the other rank is gone, also if it was already.
+        """
         try:
             work = begin(data, rank, group=self._group)
+        except RuntimeError as error:
+            return partial(_raise, self._lost(rank, error))
+        return partial(self._finish, work, data, rank)
+
+    def _finish(self, work: Any, data: torch.Tensor, rank: int) -> None:
+        """Wait for the end; what a signal raises meanwhile is put off.
+
+        ``data`` is held in memory until then.
+        """
+        try:
             while not work.is_completed():
                 try:
                     work.wait()
@@ -130,7 +173,24 @@ class Wire:
                 except BaseException as error:  # noqa: BLE001  # raised by the caller
                     self.interrupt = error
         except RuntimeError as error:
-            raise LostError(rank, self._rank, error) from error
+            raise self._lost(rank, error) from error
+
+    def _lost(self, rank: int, error: RuntimeError) -> LostError:
+        lost = LostError(rank, self._rank, error)
+        lost.__cause__ = error
+        return lost
+
+
+def _first_message(packed: Packed) -> tuple[torch.Tensor, bool]:
+    """Return a message of fixed length, shape (_FIRST,), and whether all fits into it."""
+    first = torch.zeros(_FIRST, dtype=torch.uint8)
+    first[:_LENGTHS] = torch.tensor([len(packed.head), packed.size]).view(torch.uint8)
+    middle = _LENGTHS + len(packed.head)
+    if middle + packed.size > _FIRST:
+        return first, False
+    first[_LENGTHS:middle] = torch.frombuffer(bytearray(packed.head), dtype=torch.uint8)
+    first[middle : middle + packed.size] = packed.payload()
+    return first, True
 
 
 def _opened(head: torch.Tensor, payload: torch.Tensor) -> Any:

@@ -125,6 +125,26 @@ def test_a_rank_that_is_killed_ends_the_others_at_once(who: int) -> None:
             assert outcome.seconds < 30
 
 
+def lose_two(rank: int) -> None:
+    team = Team.current()
+    team.tell(lambda: 0)
+    with team.together("work") as section:
+        if rank in (1, 3):
+            die()
+        section.meet("one", torch.zeros(5000), len)  # more than fits into a first message
+
+
+def test_of_several_ranks_that_are_killed_all_are_named_and_the_others_heard() -> None:
+    outcomes: list[Outcome] = on_ranks(4, lose_two, check=False, group_timeout=60)
+    for rank in (0, 2):
+        error = outcomes[rank].error
+        assert error is not None
+        assert error[0] == "EvaluationError"
+        assert "rank 1 failed: ConnectionError" in error[1]
+        assert "(and so did [3])" in error[1]
+        assert outcomes[rank].seconds < 30
+
+
 def interrupt(rank: int, nested: bool) -> Any:
     team = Team.current()
     try:
