@@ -133,6 +133,9 @@ class Evaluation:
         batches = plan_batches(
             source, self.limit_batches, order=collector is not None, turn=turn, shard=self.shard
         )
+        # Whether a model is sharded is asked of each of its parameters: not where it cannot matter.
+        needs_all = not team.alone and is_sharded(self.modules)
+        spare = partial(first_batch, source) if needs_all else None
         verdict: Any = None
 
         def complete(metrics: dict[str, Any]) -> None:
@@ -176,7 +179,7 @@ class Evaluation:
                 answer_only=judge is None,
                 section=section,
                 carrier=carrier,
-                lockstep=partial(first_batch, source) if is_sharded(self.modules) else None,
+                lockstep=spare,
             )
         seconds = time.perf_counter() - started
         if self.function is not None:
