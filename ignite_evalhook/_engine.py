@@ -176,8 +176,7 @@ def _attended(
     """
     fire = engine._fire_event
     handlers = engine._event_handlers
-    debugging = engine.logger.isEnabledFor(logging.DEBUG)
-    fires_all = debugging or type(engine)._fire_event is not Engine._fire_event
+    fires_all = _shows_all(engine)
 
     def attend(event: Any, *args: Any, **kwargs: Any) -> None:
         if event is Events.EPOCH_COMPLETED and meet is not None:
@@ -197,6 +196,24 @@ def _attended(
         yield
     finally:
         del engine._fire_event
+
+
+def fire(engine: Engine, event: Any) -> None:
+    """Fire an event, as ``Engine.fire_event`` does, if anybody listens.
+
+    Ignite first looks for it among all events there are, and formats a debug message.
+    """
+    if engine._event_handlers.get(event) or _shows_all(engine):
+        engine.fire_event(event)
+
+
+def _shows_all(engine: Engine) -> bool:
+    """Return whether somebody may see events that nobody listens to: a log, or another class."""
+    return (
+        engine.logger.isEnabledFor(logging.DEBUG)
+        or getattr(engine.fire_event, "__func__", None) is not Engine.fire_event
+        or getattr(engine._fire_event, "__func__", None) is not Engine._fire_event
+    )
 
 
 def reset(evaluator: Engine) -> None:

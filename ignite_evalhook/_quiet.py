@@ -127,10 +127,11 @@ def _set_flags(modules: Sequence[nn.Module], flags: Sequence[bool]) -> None:
 
 def _replaced(modules: Sequence[nn.Module], names: Set[str]) -> set[int]:
     """Return the ids of the modules that replace one of these methods of ``nn.Module``."""
+    own = [(name, _method(nn.Module, name)) for name in names]
     classes = {
         cls
         for cls in set(map(type, modules))
-        if any(_method(cls, name) is not _method(nn.Module, name) for name in names)
+        if any(_method(cls, name) is not method for name, method in own)
     }
     return {
         id(module)
@@ -177,6 +178,8 @@ def remember_buffers(modules: Sequence[nn.Module]) -> Restore:
                 module._non_persistent_buffers_set.clear()
                 module._non_persistent_buffers_set.update(hidden.get(id(module), ()))
 
+    if not tensors:
+        return restore_tables
     return partial(run_all, [restore_tables, _remember_values(tensors.values())])
 
 
@@ -236,26 +239,24 @@ def _remember_values(tensors: Collection[torch.Tensor]) -> Restore:
         copies = [tensor.clone() for tensor in singles]
 
     def restore_pack(flats: list[torch.Tensor], pack: torch.Tensor) -> None:
-        with torch.inference_mode():
-            torch._foreach_copy_(flats, torch.split(pack, [flat.numel() for flat in flats]))
-
-    def restore_single(target: torch.Tensor, copy: torch.Tensor) -> None:
-        with torch.inference_mode():
-            target.copy_(copy)
+        sizes = [flat.numel() for flat in flats]
+        torch._foreach_copy_(flats, torch.split_with_sizes(pack, sizes))
 
     def restore_memory() -> None:
-        with torch.inference_mode():
-            for tensor, alias in zip(plain, aliases, strict=True):
-                tensor.data = alias  # undoes resize_() and another assignment to .data
+        for tensor, alias in zip(plain, aliases, strict=True):
+            tensor.data = alias  # undoes resize_() and another assignment to .data
 
-    return partial(
-        run_all,
-        [
-            *map(partial, repeat(restore_pack), groups.values(), packs),
-            *map(partial, repeat(restore_single), singles, copies),
-            restore_memory,
-        ],
-    )
+    steps: list[Restore] = [
+        *map(partial, repeat(restore_pack), groups.values(), packs),
+        *map(partial, repeat(torch.Tensor.copy_), singles, copies),
+        restore_memory,
+    ]
+
+    def restore() -> None:
+        with torch.inference_mode():
+            run_all(steps)
+
+    return restore
 
 
 def _without_repeats(tensor: torch.Tensor) -> torch.Tensor:
