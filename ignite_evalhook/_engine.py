@@ -177,17 +177,19 @@ def _attended(
     fire = engine._fire_event
     handlers = engine._event_handlers
     fires_all = _shows_all(engine)
+    completed, raised = Events.EPOCH_COMPLETED, Events.EXCEPTION_RAISED
 
     def attend(event: Any, *args: Any, **kwargs: Any) -> None:
-        if event is Events.EPOCH_COMPLETED and meet is not None:
+        if event is completed and meet is not None:
             meet()
-        if fires_all or handlers.get(event):
+        # By name, which an event equals: its own hash is a call of Python code.
+        if fires_all or handlers.get(getattr(event, "_name_", event)):
             fire(event, *args, **kwargs)
         else:
             engine.last_event_name = event
-        if event is Events.EPOCH_COMPLETED:
+        if event is completed:
             finish()
-        elif event is Events.EXCEPTION_RAISED:
+        elif event is raised:
             swallowed.append(args[0])
             raise args[0]
 
