@@ -8,8 +8,8 @@ Private names of Ignite's engine are used in this file (``_exactness`` reads ``_
 too), and only these: ``Engine._process_function`` (a validation loss can be taken off a ready
 engine's output only around it), ``_internal_run_generator``, ``_dataloader_iter``, ``_init_iter``
 (a run that raised leaves them behind, and the next one would do nothing), ``_event_handlers`` (to
-list metrics) and ``_fire_event`` (to skip events that nobody listens to, and to meet other ranks
-before the first handler of ``EPOCH_COMPLETED``).
+list metrics) and ``_fire_event`` (to skip events that nobody listens to, and to be there before
+the first handler of ``EPOCH_COMPLETED`` and after the last).
 """
 
 from __future__ import annotations
@@ -179,17 +179,17 @@ def _attended(
     fires_all = _shows_all(engine)
     completed, raised = Events.EPOCH_COMPLETED, Events.EXCEPTION_RAISED
 
-    def attend(event: Any, *args: Any, **kwargs: Any) -> None:
-        if event is completed and meet is not None:
+    def attend(event_name: Any, *args: Any, **kwargs: Any) -> None:
+        if event_name is completed and meet is not None:
             meet()
         # By name, which an event equals: its own hash is a call of Python code.
-        if fires_all or handlers.get(getattr(event, "_name_", event)):
-            fire(event, *args, **kwargs)
+        if fires_all or handlers.get(getattr(event_name, "_name_", event_name)):
+            fire(event_name, *args, **kwargs)
         else:
-            engine.last_event_name = event
-        if event is completed:
+            engine.last_event_name = event_name
+        if event_name is completed:
             finish()
-        elif event is raised:
+        elif event_name is raised:
             swallowed.append(args[0])
             raise args[0]
 

@@ -10,7 +10,7 @@ import inspect
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from os import PathLike
@@ -165,12 +165,11 @@ class Evaluation:
                 adopt(outcome, verdict)
 
         outcome: dict[str, Any] = {}
-        with ExitStack() as stack:
-            carrier = Carrier()
-            if self.function is None:
-                stack.enter_context(grad_mode(self.evaluator))
-            if collector is not None:
-                carrier = stack.enter_context(open_carrier(section, self.tmpdir, self.gpu_collect))
+        gradients = nullcontext() if self.function is not None else grad_mode(self.evaluator)
+        carriers: AbstractContextManager[Carrier] = nullcontext(Carrier())
+        if collector is not None:
+            carriers = open_carrier(section, self.tmpdir, self.gpu_collect)
+        with gradients, carriers as carrier:
             samples = run_pass(
                 self.evaluator,
                 batches,

@@ -7,6 +7,7 @@ evaluation in order, and brings a restarted run back to where it was.
 
 from __future__ import annotations
 
+import logging
 import math
 import sys
 import uuid
@@ -517,7 +518,8 @@ class Session:
             self._current = None
         scores = self._verdict.scores
         before = [(t, follower.leading_score(t.metric)) for t in follower.targets]
-        line = f"{self.name} at {at}: {describe(record, scores, before)}"
+        shows = logger.isEnabledFor(logging.INFO)
+        line = f"{self.name} at {at}: {describe(record, scores, before)}" if shows else ""
         self.history.append(record)
         follower.accept(record.best_of, scores, at)
         self._own_state = True
