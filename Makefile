@@ -57,6 +57,7 @@ format: $(VENV)/.lint ## Bring the code into the house's form
 
 bench: $(VENV)/.examples ## Measure what an evaluation costs, and collecting predictions
 	$(PY) benchmarks/loop.py
+	$(PY) benchmarks/fixed.py
 	$(PY) benchmarks/collect.py
 	$(PY) benchmarks/ranks.py
 	$(PY) benchmarks/workers.py

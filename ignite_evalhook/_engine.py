@@ -8,8 +8,8 @@ Private names of Ignite's engine are used in this file (``_exactness`` reads ``_
 too), and only these: ``Engine._process_function`` (a validation loss can be taken off a ready
 engine's output only around it), ``_internal_run_generator``, ``_dataloader_iter``, ``_init_iter``
 (a run that raised leaves them behind, and the next one would do nothing), ``_event_handlers`` (to
-list metrics) and ``_fire_event`` (to skip events that nobody listens to, and to meet other ranks
-before the first handler of ``EPOCH_COMPLETED``).
+list metrics) and ``_fire_event`` (to skip events that nobody listens to, and to be there before
+the first handler of ``EPOCH_COMPLETED`` and after the last).
 """
 
 from __future__ import annotations
@@ -118,38 +118,23 @@ def run_pass(
             pool.keep_step(lambda batch: process(evaluator, batch))
             pool.meet(samples)
 
-    def finish(engine: Engine) -> None:
-        # Added at the very end of the list of handlers that is being fired, so that metrics
-        # attached later than the hook, even at STARTED, have computed by now.
-        engine.add_event_handler(Events.EPOCH_COMPLETED, finish_last)
-
-    def finish_last(engine: Engine) -> None:
+    def finish() -> None:
         nonlocal done
-        engine.remove_event_handler(finish_last, Events.EPOCH_COMPLETED)
         _check_complete(batches, swallowed)
-        metrics = engine.state.metrics
+        metrics = evaluator.state.metrics
         _add_losses(metrics, meter.compute() if pool is None else pool.losses)
         if complete is not None:
             complete(metrics)
         done = True
         if answer_only:
-            engine.terminate(skip_completed=True)
-
-    def reraise(engine: Engine, error: BaseException) -> None:
-        # Comes after the user's handlers: one that does not raise again would hide the error.
-        swallowed.append(error)
-        raise error
+            evaluator.terminate(skip_completed=True)
 
     reset(evaluator)
     evaluator._process_function = tapped
     try:
         if pool is not None:
             guard.enter_context(no_collectives())
-        with (
-            _unfilmed(evaluator, None if pool is None else meet),
-            evaluator.add_event_handler(Events.EPOCH_COMPLETED, finish),
-            evaluator.add_event_handler(Events.EXCEPTION_RAISED, reraise),
-        ):
+        with _attended(evaluator, None if pool is None else meet, finish, swallowed):
             length = batches.length or None  # a rank without a batch has an epoch without length
             state = Engine.run(evaluator, batches, max_epochs=1, epoch_length=length)
     finally:
@@ -157,10 +142,7 @@ def run_pass(
         if pool is not None:
             pool.close()
         evaluator._process_function = process
-        if evaluator.has_event_handler(finish_last, Events.EPOCH_COMPLETED):
-            evaluator.remove_event_handler(finish_last, Events.EPOCH_COMPLETED)
         batches.close()
-        complete = None  # finish_last() refers to itself; that must not keep predictions alive
         if not done:
             reset(evaluator)
     _check_complete(batches, swallowed)
@@ -170,37 +152,70 @@ def run_pass(
 
 
 @contextmanager
-def _unfilmed(engine: Engine, meet: Callable[[], None] | None) -> Iterator[None]:
-    """Skip events that nobody listens to.
+def _attended(
+    engine: Engine,
+    meet: Callable[[], None] | None,
+    finish: Callable[[], None],
+    swallowed: list[BaseException],
+) -> Iterator[None]:
+    """Be there when events are fired, and skip those that nobody listens to.
 
     Ignite formats a debug message for each, also with debugging off: more than half of what its
-    loop costs a batch.  With debugging on, or in a class with its own way, nothing changes.
+    loop costs a batch.  With debugging on, or in a class with its own way, none is skipped.
+
+    No handler is added: Ignite looks at the signature of each, a tenth of a short evaluation, and
+    others may be attached behind it meanwhile.
 
     Args:
         engine: The engine.
         meet: Called when all batches are done, before the first handler of ``EPOCH_COMPLETED``.
+        finish: Called after the last one.  Metrics attached later than the hook, even at
+            ``STARTED``, have computed by then.
+        swallowed: Gets an exception that was raised in the run.  It is raised again after the
+            user's handlers: one that does not do so would hide the error.
     """
     fire = engine._fire_event
-    debugging = engine.logger.isEnabledFor(logging.DEBUG)
-    all_events = debugging or type(engine)._fire_event is not Engine._fire_event
-    if all_events and meet is None:
-        yield
-        return
     handlers = engine._event_handlers
+    fires_all = _shows_all(engine)
+    completed, raised = Events.EPOCH_COMPLETED, Events.EXCEPTION_RAISED
 
-    def fire_if_heard(event_name: Any, *args: Any, **kwargs: Any) -> None:
-        if meet is not None and event_name is Events.EPOCH_COMPLETED:
+    def attend(event_name: Any, *args: Any, **kwargs: Any) -> None:
+        if event_name is completed and meet is not None:
             meet()
-        if all_events or handlers.get(event_name):
+        # By name, which an event equals: its own hash is a call of Python code.
+        if fires_all or handlers.get(getattr(event_name, "_name_", event_name)):
             fire(event_name, *args, **kwargs)
         else:
             engine.last_event_name = event_name
+        if event_name is completed:
+            finish()
+        elif event_name is raised:
+            swallowed.append(args[0])
+            raise args[0]
 
-    engine._fire_event = fire_if_heard  # type: ignore[method-assign]
+    engine._fire_event = attend  # type: ignore[method-assign]
     try:
         yield
     finally:
         del engine._fire_event
+
+
+def fire(engine: Engine, event: Any) -> None:
+    """Fire an event, as ``Engine.fire_event`` does, if anybody listens.
+
+    Ignite first looks for it among all events there are, and formats a debug message.
+    """
+    if engine._event_handlers.get(event) or _shows_all(engine):
+        engine.fire_event(event)
+
+
+def _shows_all(engine: Engine) -> bool:
+    """Return whether somebody may see events that nobody listens to: a log, or another class."""
+    return (
+        engine.logger.isEnabledFor(logging.DEBUG)
+        or getattr(engine.fire_event, "__func__", None) is not Engine.fire_event
+        or getattr(engine._fire_event, "__func__", None) is not Engine._fire_event
+    )
 
 
 def reset(evaluator: Engine) -> None:

@@ -10,7 +10,7 @@ import inspect
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from os import PathLike
@@ -135,6 +135,9 @@ class Evaluation:
         batches = plan_batches(
             source, self.limit_batches, order=collector is not None, turn=turn, shard=self.shard
         )
+        # Whether a model is sharded is asked of each of its parameters: not where it cannot matter.
+        needs_all = not team.alone and is_sharded(self.modules)
+        spare = partial(first_batch, source) if needs_all else None
         verdict: Any = None
 
         def complete(metrics: dict[str, Any]) -> None:
@@ -164,12 +167,11 @@ class Evaluation:
                 adopt(outcome, verdict)
 
         outcome: dict[str, Any] = {}
-        with ExitStack() as stack:
-            carrier = Carrier()
-            if self.function is None:
-                stack.enter_context(grad_mode(self.evaluator))
-            if collector is not None:
-                carrier = stack.enter_context(open_carrier(section, self.tmpdir, self.gpu_collect))
+        gradients = nullcontext() if self.function is not None else grad_mode(self.evaluator)
+        carriers: AbstractContextManager[Carrier] = nullcontext(Carrier())
+        if collector is not None:
+            carriers = open_carrier(section, self.tmpdir, self.gpu_collect)
+        with gradients, carriers as carrier:
             samples = run_pass(
                 self.evaluator,
                 batches,
@@ -178,7 +180,7 @@ class Evaluation:
                 answer_only=judge is None,
                 section=section,
                 carrier=carrier,
-                lockstep=partial(first_batch, source) if is_sharded(self.modules) else None,
+                lockstep=spare,
             )
         seconds = time.perf_counter() - started
         if self.function is not None:

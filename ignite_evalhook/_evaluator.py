@@ -78,7 +78,8 @@ class ModelEvaluator(Engine):
             get_ready(section, modules, "broadcast")
             turn = Turn(team.rank, team.size, section.tell)
             batches = plan_batches(data, limit, turn=turn)
-            spare = partial(first_batch, data) if is_sharded(modules) else None
+            needs_all = not team.alone and is_sharded(modules)
+            spare = partial(first_batch, data) if needs_all else None
             run_pass(self, batches, section=section, lockstep=spare)
         return self.state
 

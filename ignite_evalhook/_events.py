@@ -7,6 +7,7 @@ from typing import Any
 
 from ignite.engine import Engine, EventEnum
 
+from ._engine import fire
 from ._history import EvalRecord
 
 __all__ = ["EvalEvents", "Handler"]
@@ -74,7 +75,7 @@ class Speaker:
                     sign(self._sender, count)  # each time: a handler may make another hook fire
                     handler(record)
             sign(self._sender, count)
-            trainer.fire_event(event)
+            fire(trainer, event)
         finally:
             trainer.last_event_name = last_event_name
             if isinstance(last_event_name, EvalEvents):  # fired inside another hook's event

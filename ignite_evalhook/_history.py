@@ -58,14 +58,19 @@ class EvalRecord:
         Args:
             scalars_only: Leave out metrics that are no numbers (strings, nested lists).
         """
-        state = {name: getattr(self, name) for name in _FIELDS}
-        state["best_of"] = list(self.best_of)
-        state["metrics"] = {
-            name: value
-            for name, value in self.metrics.items()
-            if not scalars_only or isinstance(value, (int, float))
+        metrics = dict(self.metrics)
+        if scalars_only:
+            metrics = {n: value for n, value in metrics.items() if isinstance(value, (int, float))}
+        # Spelt out, in the order of _FIELDS: a state holds thousands of these.
+        return {
+            "epoch": self.epoch,
+            "iteration": self.iteration,
+            "metrics": metrics,
+            "best_of": list(self.best_of),
+            "is_best": self.is_best,
+            "samples": self.samples,
+            "seconds": self.seconds,
         }
-        return state
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> EvalRecord:
@@ -101,6 +106,8 @@ class History(Sequence[EvalRecord]):
 
     def __init__(self, records: Iterable[EvalRecord] = ()) -> None:
         self._records: list[EvalRecord] = []
+        self._names: set[str] = set()
+        self._best_count = 0
         for record in records:
             self.append(record)
 
@@ -116,6 +123,18 @@ class History(Sequence[EvalRecord]):
                 f"records go forward: the last one is of iteration {last}, got {record.iteration}"
             )
         self._records.append(record)
+        # Counted here, so that an evaluation never has to look through all earlier ones.
+        self._names.update(record.metrics)
+        self._best_count += record.is_best
+
+    @property
+    def best_count(self) -> int:
+        """How many records became the best of any metric."""
+        return self._best_count
+
+    def knows(self, metric: str) -> bool:
+        """Return whether any record has a metric of that name."""
+        return metric in self._names
 
     def at(self, iteration: int) -> EvalRecord | None:
         """Return the record made at a completed iteration (0: before training), if any."""

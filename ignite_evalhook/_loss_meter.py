@@ -101,7 +101,7 @@ class LossMeter:
         """
         loss = val_loss.loss
         if (
-            self._layout is _SINGLE
+            (self._layout is _SINGLE or self._layout is None)
             and type(loss) is Tensor
             and loss.is_cpu
             and not loss.ndim
@@ -110,6 +110,7 @@ class LossMeter:
         ):
             # A plain mean that is on the host already: there is no device to wait for, and
             # reading it costs a tenth of copying it.
+            self._layout = _SINGLE
             self._usual.append(loss.item())
             self._counts.append(samples)
         elif isinstance(loss, dict):
@@ -137,6 +138,8 @@ class LossMeter:
         """
         if self._layout is None:
             return {}
+        if not self._columns:  # plain means only, which need no tensors
+            return {TOTAL: _mean_by_samples(self._usual, self._counts)}
         means = {name: _mean(name, entries) for name, entries in self._host().items()}
         if self._layout.total is not None:
             total = means[self._layout.total]
@@ -418,8 +421,18 @@ def _mean(name: str, entries: Tensor) -> float:
     if bool((weights < 0.0).any()):
         raise ValueError(f"the weights of {name!r} must not be negative, got {weights.min():g}")
     counted = weights != 0.0  # the mean of no tokens is NaN, and weighs 0
-    weight = _exact_sum(weights.tolist())
-    total = _exact_sum((values * weights)[counted].tolist())
+    return _divided((values * weights)[counted].tolist(), weights.tolist())
+
+
+def _mean_by_samples(values: Iterable[float], counts: Iterable[float]) -> float:
+    """Return what :func:`_mean` does, of a few numbers that are no tensors."""
+    products = [v * n for v, n in zip(values, counts, strict=True) if n != 0.0]
+    return _divided(products, list(counts))
+
+
+def _divided(products: list[float], weights: list[float]) -> float:
+    weight = _exact_sum(weights)
+    total = _exact_sum(products)
     return math.nan if weight == 0.0 else total / weight
 
 

@@ -38,10 +38,15 @@ def quiet(modules: Sequence[nn.Module], *data: object, eval_mode: bool = True) -
     """
     every = all_modules(modules)
     # Flags come first, since a train() that merges weights may touch buffers and draw numbers.
-    steps = [remember_flags(every), remember_buffers(every), remember_random(every, *data)]
+    replaced = _replaced(every, {"eval", "train", "children", "named_children"})
+    steps = [
+        remember_flags(every, _replaced(every, {"train"}) if replaced else replaced),
+        remember_buffers(every),
+        remember_random(every, *data),
+    ]
     try:
         if eval_mode:
-            switch_to_eval(modules, every)
+            switch_to_eval(modules, every, replaced)
         yield
     except BaseException as error:  # noqa: BLE001  # raised again, whatever happens in between
         try:
@@ -69,7 +74,7 @@ def all_modules(roots: Iterable[nn.Module]) -> list[nn.Module]:
 # Training flags ---------------------------------------------------------------------------------
 
 
-def remember_flags(modules: Sequence[nn.Module]) -> Restore:
+def remember_flags(modules: Sequence[nn.Module], replaced: Set[int]) -> Restore:
     """Remember the ``training`` flag of each module by itself.
 
     A module with a ``train`` of its own is told of the change through it before the flags are
@@ -77,9 +82,9 @@ def remember_flags(modules: Sequence[nn.Module]) -> Restore:
 
     Args:
         modules: Outer before inner.
+        replaced: The ids of those with a ``train`` of their own.
     """
     flags = [module.training for module in modules]
-    replaced = _replaced(modules, {"train"})
 
     def restore() -> None:
         told: list[Restore] = []
@@ -99,9 +104,17 @@ def _tell(module: nn.Module, flag: bool) -> None:
         module.train(flag)
 
 
-def switch_to_eval(roots: Iterable[nn.Module], every: Sequence[nn.Module]) -> None:
-    """Put the roots into eval mode; ``every`` are they and all their submodules."""
-    if _replaced(every, {"eval", "train", "children", "named_children"}):
+def switch_to_eval(
+    roots: Iterable[nn.Module], every: Sequence[nn.Module], replaced: Set[int]
+) -> None:
+    """Put the roots into eval mode.
+
+    Args:
+        roots: The models.
+        every: They and all their submodules.
+        replaced: The ids of those with a way of their own to go into eval mode.
+    """
+    if replaced:
         for root in roots:
             root.eval()
     else:  # what eval() does where nobody has replaced it, at a tenth of the price
@@ -127,10 +140,11 @@ def _set_flags(modules: Sequence[nn.Module], flags: Sequence[bool]) -> None:
 
 def _replaced(modules: Sequence[nn.Module], names: Set[str]) -> set[int]:
     """Return the ids of the modules that replace one of these methods of ``nn.Module``."""
+    own = [(name, _method(nn.Module, name)) for name in names]
     classes = {
         cls
         for cls in set(map(type, modules))
-        if any(_method(cls, name) is not _method(nn.Module, name) for name in names)
+        if any(_method(cls, name) is not method for name, method in own)
     }
     return {
         id(module)
@@ -177,6 +191,8 @@ def remember_buffers(modules: Sequence[nn.Module]) -> Restore:
                 module._non_persistent_buffers_set.clear()
                 module._non_persistent_buffers_set.update(hidden.get(id(module), ()))
 
+    if not tensors:
+        return restore_tables
     return partial(run_all, [restore_tables, _remember_values(tensors.values())])
 
 
@@ -236,26 +252,24 @@ def _remember_values(tensors: Collection[torch.Tensor]) -> Restore:
         copies = [tensor.clone() for tensor in singles]
 
     def restore_pack(flats: list[torch.Tensor], pack: torch.Tensor) -> None:
-        with torch.inference_mode():
-            torch._foreach_copy_(flats, torch.split(pack, [flat.numel() for flat in flats]))
-
-    def restore_single(target: torch.Tensor, copy: torch.Tensor) -> None:
-        with torch.inference_mode():
-            target.copy_(copy)
+        sizes = [flat.numel() for flat in flats]
+        torch._foreach_copy_(flats, torch.split_with_sizes(pack, sizes))
 
     def restore_memory() -> None:
-        with torch.inference_mode():
-            for tensor, alias in zip(plain, aliases, strict=True):
-                tensor.data = alias  # undoes resize_() and another assignment to .data
+        for tensor, alias in zip(plain, aliases, strict=True):
+            tensor.data = alias  # undoes resize_() and another assignment to .data
 
-    return partial(
-        run_all,
-        [
-            *map(partial, repeat(restore_pack), groups.values(), packs),
-            *map(partial, repeat(restore_single), singles, copies),
-            restore_memory,
-        ],
-    )
+    steps: list[Restore] = [
+        *map(partial, repeat(restore_pack), groups.values(), packs),
+        *map(partial, repeat(torch.Tensor.copy_), singles, copies),
+        restore_memory,
+    ]
+
+    def restore() -> None:
+        with torch.inference_mode():
+            run_all(steps)
+
+    return restore
 
 
 def _without_repeats(tensor: torch.Tensor) -> torch.Tensor:

@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ._numpy_state import remember_numpy
+
 __all__: list[str] = []
 
 Restore = Callable[[], object]
@@ -81,7 +83,7 @@ def remember_random(modules: Collection[nn.Module], *data: object) -> Restore:
     ]
     numpy_random = sys.modules.get("numpy.random")
     if numpy_random is not None:
-        steps.append(partial(numpy_random.set_state, numpy_random.get_state(legacy=False)))
+        steps.append(remember_numpy(numpy_random.mtrand._rand))
     steps += _remember_devices()
     found = {id(item): item for item in find_generators(data)}
     found.update((id(item), item) for item in held_generators(modules))
@@ -132,7 +134,7 @@ def _remember_one(generator: Any) -> Restore:
     if isinstance(generator, random.Random):
         return partial(generator.setstate, generator.getstate())
     if hasattr(generator, "set_state"):  # numpy.random.RandomState
-        return partial(generator.set_state, generator.get_state(legacy=False))
+        return remember_numpy(generator)
     bits = getattr(generator, "bit_generator", generator)
     return partial(setattr, bits, "state", bits.state)
 
@@ -148,16 +150,23 @@ def find_generators(roots: Iterable[object]) -> list[Any]:
         ``torch.Generator``, ``random.Random`` and NumPy's ``Generator``, ``RandomState`` and
         ``BitGenerator`` objects, each once.
     """
-    kinds = _kinds()
+    kinds: tuple[type, ...] = ()
     found: list[Any] = []
     seen: dict[int, object] = {}
     classes: set[type] = set()
     queue = deque(roots)
     while queue and len(seen) < _MAX_OBJECTS:
         item = queue.popleft()
-        if type(item) in _LEAF_TYPES or id(item) in seen or isinstance(item, _LEAVES):
+        if type(item) in _LEAF_TYPES or id(item) in seen:
+            continue
+        if type(item) is tuple or type(item) is list:  # a batch, say; first and short
+            seen[id(item)] = item
+            queue.extend(_inside(item))
+            continue
+        if isinstance(item, _LEAVES):
             continue
         seen[id(item)] = item
+        kinds = kinds or _kinds()
         if isinstance(item, kinds):
             if not isinstance(item, random.SystemRandom):  # the system's noise has no state
                 found.append(item)
@@ -197,11 +206,13 @@ def held_generators(modules: Collection[nn.Module]) -> list[Any]:
 
     torch's own layers hold none and are passed over; a model has a thousand of them.
     """
+    classes = {cls for cls in set(map(type, modules)) if not cls.__module__.startswith("torch.nn.")}
+    found: list[Any] = []
+    if not classes:
+        return found
     # Types are compared as they are, which is ten times faster than isinstance().
     kinds = {cls for kind in _kinds() for cls in (kind, *kind.__subclasses__())}
     kinds.discard(random.SystemRandom)
-    classes = {cls for cls in set(map(type, modules)) if not cls.__module__.startswith("torch.nn.")}
-    found: list[Any] = []
     for module in modules:
         if type(module) in classes:
             attributes = module.__dict__.values()

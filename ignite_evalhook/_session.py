@@ -7,6 +7,7 @@ evaluation in order, and brings a restarted run back to where it was.
 
 from __future__ import annotations
 
+import logging
 import math
 import sys
 import uuid
@@ -576,7 +577,8 @@ class Session:
             self._current = None
         scores = self._verdict.scores
         before = [(t, follower.leading_score(t.metric)) for t in follower.targets]
-        line = f"{self.name} at {at}: {describe(record, scores, before)}"
+        shows = logger.isEnabledFor(logging.INFO)
+        line = f"{self.name} at {at}: {describe(record, scores, before)}" if shows else ""
         self.history.append(record)
         follower.accept(record.best_of, scores, at)
         self._own_state = True
@@ -587,8 +589,7 @@ class Session:
             self.watchers.heed(record, self.plan.evaluation.evaluator)
             self.speaker.fire(trainer, EvalEvents.EVAL_COMPLETED, record, len(self.history))
             if record.is_best:
-                bests = sum(r.is_best for r in self.history)
-                self.speaker.fire(trainer, EvalEvents.NEW_BEST, record, bests)
+                self.speaker.fire(trainer, EvalEvents.NEW_BEST, record, self.history.best_count)
         if self.last is not None and not self._saves_by_epoch and self._event is not None:
             self.last.occasion(self._event, len(self.history))
         self._wind_up()
@@ -638,7 +639,7 @@ class Session:
         follower, when = self.plan.follower, f"at {self.at}"
         follower.resolve(metrics, dict.fromkeys([*computed, *metrics]))
         # One that was there before and is missing now is no improvement, and no misspelling.
-        unseen = [m for m in self.watchers.metrics if all(m not in r.metrics for r in self.history)]
+        unseen = [m for m in self.watchers.metrics if not self.history.knows(m)]
         follower.check_watched(unseen, metrics, empty=empty, when=when)
         scores = follower.judge(metrics, empty=empty, when=when)
         self._current = metrics  # what the score of this evaluation is read from

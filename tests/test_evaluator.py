@@ -234,6 +234,34 @@ def test_the_process_function_is_put_back() -> None:
     assert "_fire_event" not in vars(evaluator)
 
 
+def test_no_handler_is_added_to_the_evaluator_not_even_for_the_time_of_a_run() -> None:
+    model = make_model()
+    evaluator = ready_engine(model)
+    counts: list[dict[Any, int]] = []
+
+    def count(engine: Engine) -> None:
+        counts.append({event: len(found) for event, found in engine._event_handlers.items()})
+
+    evaluator.add_event_handler(Events.ITERATION_COMPLETED, count)
+    count(evaluator)
+    EvalHook(loader(), evaluator, model=model).evaluate()
+    assert len(counts) > 1
+    assert all(found == counts[0] for found in counts)
+
+
+def test_a_custom_event_that_is_a_string_reaches_its_handlers() -> None:
+    model = make_model()
+    evaluator = ready_engine(model)
+    evaluator.register_events("halfway")
+    seen: list[str] = []
+    evaluator.add_event_handler("halfway", lambda engine: seen.append("heard"))
+    evaluator.add_event_handler(
+        Events.ITERATION_COMPLETED(once=2), lambda engine: engine.fire_event("halfway")
+    )
+    EvalHook(loader(), evaluator, model=model).evaluate()
+    assert seen == ["heard"]
+
+
 def test_an_engine_whose_last_run_raised_works_again() -> None:
     model = make_model()
     fail = [True]

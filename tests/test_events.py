@@ -88,6 +88,20 @@ def test_the_sender_is_known_and_the_record_is_there_when_an_event_fires() -> No
     ]  # fmt: skip
 
 
+def test_a_trainer_with_its_own_way_of_firing_hears_of_events_that_nobody_listens_to() -> None:
+    fired: list[Any] = []
+
+    class Telling(Engine):
+        def fire_event(self, event_name: Any) -> None:
+            fired.append(event_name)
+            super().fire_event(event_name)
+
+    trainer = Telling(lambda engine, batch: None)
+    make_hook([0.5]).attach(trainer)
+    run(trainer, epochs=1)
+    assert fired == [EvalEvents.EVAL_STARTED, EvalEvents.EVAL_COMPLETED, EvalEvents.NEW_BEST]
+
+
 def test_filters_count_the_events_of_each_hook_on_the_trainer_and_through_on() -> None:
     trainer = make_trainer()
     val = make_hook([0.5, 0.4, 0.6, 0.3, 0.2]).attach(trainer)

@@ -320,3 +320,12 @@ def test_a_value_is_shown_as_short_as_it_can_be_read(value: Any, shown: str) -> 
 def test_a_metric_that_is_a_number_only_once_has_a_column() -> None:
     history = History([EvalRecord(1, 4, {"x": "n/a"}), EvalRecord(2, 8, {"x": 1.0})])
     assert history.table().split("\n")[0].split()[:3] == ["epoch", "iteration", "x"]
+
+
+@given(histories)
+def test_what_is_counted_on_the_way_is_what_a_look_through_all_records_finds(
+    history: History,
+) -> None:
+    assert history.best_count == sum(record.is_best for record in history)
+    for name in {name for record in history for name in record.metrics} | {"another"}:
+        assert history.knows(name) is any(name in record.metrics for record in history)

@@ -32,7 +32,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from ignite_evalhook import _rng
+from ignite_evalhook import _numpy_state, _rng
 from ignite_evalhook._quiet import quiet
 
 
@@ -892,6 +892,59 @@ def test_on_a_gpu_everything_comes_back_and_nothing_waits_for_it() -> None:
     assert same_bits([t.cpu() for t in after], [t.cpu() for t in inside])
     for name, tensor in model.state_dict().items():
         assert same_bits(tensor.cpu(), before[name].cpu()), name
+
+
+def numpy_state() -> tuple[Any, ...]:
+    kind, key, *rest = np.random.get_state()
+    return (kind, key.tobytes(), *rest)
+
+
+NUMPY_BEFORE: dict[str, Callable[[], object]] = {
+    "nothing drawn": lambda: None,
+    "one of a pair of normals drawn": lambda: np.random.randn(),
+    "both drawn": lambda: np.random.randn(2),
+    "at the end of its words": lambda: np.random.random_sample(312),
+}
+NUMPY_INSIDE: dict[str, Callable[[], object]] = {
+    **NUMPY_BEFORE,
+    "seeded": lambda: np.random.seed(4),
+    "another generator": lambda: np.random.set_bit_generator(np.random.MT19937(5)),
+}
+
+
+@pytest.mark.parametrize("layout", [True, False], ids=["by its memory", "by its own ways"])
+@pytest.mark.parametrize("inside", NUMPY_INSIDE)
+@pytest.mark.parametrize("before", NUMPY_BEFORE)
+def test_numpys_global_generator_does_not_move_by_a_single_bit(
+    before: str, inside: str, layout: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_numpy_state, "_is_layout_known", lambda: layout)
+    np.random.seed(3)
+    NUMPY_BEFORE[before]()
+    stood = numpy_state()
+    own = np.random.get_bit_generator()
+    try:
+        with quiet([]):
+            assert numpy_state() == stood
+            NUMPY_INSIDE[inside]()
+        assert numpy_state() == stood
+    finally:
+        np.random.set_bit_generator(own)
+
+
+def test_this_numpy_keeps_its_words_where_we_look() -> None:
+    assert _numpy_state._is_layout_known()
+
+
+def test_a_global_generator_of_another_kind_does_not_move() -> None:
+    own = np.random.get_bit_generator()
+    np.random.set_bit_generator(np.random.PCG64(3))
+    try:
+        with quiet([]):
+            inside = [np.random.random_sample() for _ in range(3)]
+        assert [np.random.random_sample() for _ in range(3)] == inside
+    finally:
+        np.random.set_bit_generator(own)
 
 
 def test_numpy_is_never_imported(tmp_path: Path) -> None:
