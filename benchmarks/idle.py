@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import statistics
-import time
 from collections.abc import Callable, Iterator
 
 from ignite.engine import Engine, Events
@@ -15,7 +14,7 @@ from ignite_evalhook import EvalHook, create_evaluator
 from .loops import batches_of, linear
 from .peers import OURS
 from .table import Row, row
-from .timing import Effort, interleaved
+from .timing import Effort, interleaved, now
 
 Attach = Callable[[Engine, int, int], None]
 
@@ -31,10 +30,10 @@ class Clocked:
         return self.count
 
     def __iter__(self) -> Iterator[int]:
-        begin = time.perf_counter()
+        begin = now()
         for number in range(self.count):
             if number == self.count - 1:  # before the last iteration, at which hooks are due
-                self.seconds = time.perf_counter() - begin
+                self.seconds = now() - begin
             yield number
 
 

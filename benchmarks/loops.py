@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -15,7 +14,7 @@ from ignite_evalhook import EvalHook, create_evaluator
 
 from .peers import OURS, RAW, Batch, Evaluate, field
 from .table import Row, row
-from .timing import Effort, interleaved, ratios, seconds
+from .timing import Effort, interleaved, now, ratios, seconds, settle
 
 MODULES = 1251  # those of a large detector
 FEATURES, CLASSES, BATCH = 8, 4, 4
@@ -43,9 +42,9 @@ class Slow(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute logits of shape (batch, classes)."""
-        until = time.perf_counter() + self.seconds
+        until = now() + self.seconds
         y: Tensor = self.layer(x)
-        while time.perf_counter() < until:
+        while now() < until:
             pass
         return y
 
@@ -188,6 +187,7 @@ def by_name(
     names: Sequence[str], measure: Callable[[str], float], repetitions: int
 ) -> dict[str, list[float]]:
     """Measure each name in turn, interleaved."""
+    settle()
     found: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(repetitions):
         for name in names:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -27,7 +26,7 @@ from .peers import ours as our_evaluation
 from .peers import raw as raw_evaluation
 from .peers import torchtnt as torchtnt_evaluation
 from .table import Row, row
-from .timing import Effort, interleaved, ratios, seconds
+from .timing import Effort, interleaved, now, ratios, seconds
 
 # -- the accumulator of the val loss alone -------------------------------------------------------
 
@@ -164,9 +163,7 @@ def batches(effort: Effort) -> list[Row]:
         (who, count): [1e6 * taken / count for taken in times[f"{who} {count}"]]
         for who, count in contenders
     }
-    shown = {
-        who: ratios(per_batch[who, counts[2]], per_batch[who, counts[1]]) for who in makers
-    }
+    shown = {who: ratios(per_batch[who, counts[2]], per_batch[who, counts[1]]) for who in makers}
     figures = ", ".join(
         f"{statistics.median(per_batch[OURS, count]):.1f} at {count:,}" for count in counts
     )
@@ -241,7 +238,7 @@ def evaluations(effort: Effort) -> list[Row]:
     last = statistics.median(1e3 * statistics.median(one[-edge:]) for one in times[OURS])
     return [
         row(f"cost of an evaluation after {count:,}", "the first tenth = 1", shown.pop(OURS), shown,
-            target=1.15, note=f"flat, history and best kept in memory; the last ones {last:.2f} ms"),
+            target=1.15, note=f"flat; history and best in memory; the last ones {last:.2f} ms"),
     ]  # fmt: skip
 
 
@@ -253,7 +250,7 @@ def our_history(count: int) -> list[float]:
         by_epoch=False, save_best="val_loss", out_dir=False,
     )  # fmt: skip
     moments: list[float] = []
-    hook.on(EvalEvents.EVAL_COMPLETED, lambda record: moments.append(time.perf_counter()))
+    hook.on(EvalEvents.EVAL_COMPLETED, lambda record: moments.append(now()))
     trainer = Engine(lambda engine, batch: None)
     hook.attach(trainer)
     trainer.run([0] * count, max_epochs=1)
@@ -270,7 +267,7 @@ def ignite_history(count: int) -> list[float]:
     @trainer.on(Events.ITERATION_COMPLETED)
     def evaluate() -> None:
         evaluator.run(data)
-        moments.append(time.perf_counter())
+        moments.append(now())
 
     trainer.run([0] * count, max_epochs=1)
     return [after - before for before, after in pairwise(moments)]

@@ -99,9 +99,7 @@ def workers(effort: Effort) -> list[Row]:
     }
     named = {f"{who} {persistent}": run for (who, persistent), run in contenders.items()}
     times = interleaved(named, effort.repetitions)
-    shown = {
-        who: ratios(times[f"{who} True"], times[f"{who} False"]) for who in (OURS, "ignite")
-    }
+    shown = {who: ratios(times[f"{who} True"], times[f"{who} False"]) for who in (OURS, "ignite")}
     each = 1e3 * statistics.median(times[f"{OURS} False"]) / epochs
     note = (
         f"{each:.0f} ms an epoch with its evaluation; the log "
