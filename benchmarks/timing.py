@@ -56,6 +56,7 @@ def interleaved(
     nobody always follows the same neighbour.
     """
     names = list(contenders)
+    settle()
     for name in names:
         measure(contenders[name])
     settle()
