@@ -84,7 +84,9 @@ def collect_results(outputs: list[Any]) -> Any:
     from mmengine.dist import collect_results
 
     items = items_of(outputs[dist.get_rank() :: WORLD])
-    return collect_results(items, len(items) * WORLD, "cpu")
+    # Its default is a folder in the working directory; both ranks have the same parent.
+    folder = Path(tempfile.gettempdir(), f"benchmark-mmengine-{os.getppid()}")
+    return collect_results(items, len(items) * WORLD, "cpu", tmpdir=str(folder))
 
 
 def timed(function: Callable[[], Any]) -> float:

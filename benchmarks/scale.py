@@ -216,7 +216,7 @@ def memory(effort: Effort) -> list[Row]:
     found = by_name([OURS, RAW, "ignite"], grown, effort.repetitions)
     return [
         row(f"memory that {count:,} batches add", "MB", found.pop(OURS), found, target=5.0,
-            note="ours keeps two float64 a batch, 1.6 MB, for a sum that is rounded once"),
+            note="at the last batch; ours keeps two float64 a batch, for an exact sum"),
     ]  # fmt: skip
 
 
