@@ -55,12 +55,8 @@ format: $(VENV)/.lint ## Bring the code into the house's form
 	$(PY) -m ruff check --fix
 	$(PY) -m ruff format
 
-bench: $(VENV)/.examples ## Measure what an evaluation costs, and collecting predictions
-	$(PY) benchmarks/loop.py
-	$(PY) benchmarks/fixed.py
-	$(PY) benchmarks/collect.py
-	$(PY) benchmarks/ranks.py
-	$(PY) benchmarks/workers.py
+bench: $(VENV)/.bench ## Print the speed table, ours beside every peer (BENCH=--quick: a short look)
+	$(PY) -m benchmarks $(BENCH)
 
 docs: $(VENV)/.docs ## Build the documentation into docs/_build/html; a warning is an error
 	$(SPHINX) -b html docs docs/_build/html
@@ -88,7 +84,7 @@ $(VENV)/.core: setup.cfg pyproject.toml constraints.txt
 	@touch $@
 
 # One stamp for each extra of setup.cfg.
-$(VENV)/.docs $(VENV)/.examples $(VENV)/.test: $(VENV)/.%: $(VENV)/.core
+$(VENV)/.bench $(VENV)/.docs $(VENV)/.examples $(VENV)/.test: $(VENV)/.%: $(VENV)/.core
 	$(PIP_INSTALL) --quiet --no-build-isolation -e ".[$*]"
 	@touch $@
 

@@ -1,43 +1,31 @@
-"""Compare collecting predictions with copying their bytes, as ratios within one run.
+"""Rows about collecting predictions: ours beside a copy of their bytes, within one process.
 
-``python benchmarks/collect.py`` prints, for 50,000 predictions in batches of 100:
+50,000 predictions in batches of 100: *dense*, rows of 1000 float32; *ragged*, dicts of boxes
+(n, 4), scores (n,) and labels (n,), with n from 0 to 20.
 
-- *dense*: rows of 1000 float32;
-- *ragged*: dicts of boxes (n, 4), scores (n,) and labels (n,), with n from 0 to 20.
-
-What is measured is the way from rank 0's and another rank's outputs to one list of items, without
-the wire: the collected batches are packed, their bytes brought into one new piece of memory, as a
-receiver would do, unpacked, merged and split.  The unit is a memcpy of those bytes into new
-memory.  "any value" packs the list of items itself, as if nothing were known of it; *pickle* is
-what most libraries do.
-
-Repetitions are interleaved; the median of the ratios is printed with its quartiles.  The last
-rows say how high the memory of a process of its own rose, beside that of the bytes alone.
+What is measured is the way from rank 0's and another rank's outputs to one sequence of items,
+without the wire (that is in ``ranks``): the collected batches are packed, their bytes brought into
+one new piece of memory, as a receiver would do, unpacked, merged and split.  The unit is a memcpy
+of those bytes into new memory.
 """
 
 from __future__ import annotations
 
-import argparse
-import gc
 import mmap
-import multiprocessing
 import pickle
-import platform
-import resource
 import statistics
-import sys
-import tempfile
-import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ignite_evalhook._packed_file import read, write
 from ignite_evalhook._packing import pack, unpack
 from ignite_evalhook._results import ResultCollector
+
+from .peers import OURS
+from .table import Row, row, skipped
+from .timing import Effort, interleaved, ratios, seconds
 
 BATCH = 100
 
@@ -74,7 +62,7 @@ def items_of(outputs: list[Any]) -> list[Any]:
     return [item for output in outputs for item in output]
 
 
-def carried(collector: ResultCollector) -> list[Any]:
+def carried(collector: ResultCollector) -> Any:
     """Return the items of a collector as another process would have them."""
     packed = pack(collector.parts())
     receiver = ResultCollector()
@@ -95,58 +83,54 @@ def memcpy(source: Tensor) -> Tensor:
     return torch.frombuffer(memory, dtype=torch.uint8).copy_(source)
 
 
-# -- time -----------------------------------------------------------------------------------------
+def collect(effort: Effort) -> list[Row]:
+    """Measure both kinds of data."""
+    samples = effort.of(50_000 // BATCH) * BATCH
+    found: list[Row] = []
+    for kind, make in DATA.items():
+        torch.manual_seed(0)
+        found += rows(kind, make(samples), samples, effort)
+    return found
 
 
-def seconds(function: Callable[[], Any]) -> float:
-    """Return how long a call takes, without the time for letting its result go."""
-    gc.collect()
-    begin = time.perf_counter()
-    result = function()
-    taken = time.perf_counter() - begin
-    del result
-    return taken
-
-
-def show(name: str, values: list[float], note: str) -> None:
-    """Print one row."""
-    low, middle, high = statistics.quantiles(values, n=4)
-    print(f"{name:<42} {middle:8.2f}  [{low:.2f} .. {high:.2f}]  {note}")
-
-
-def rows(name: str, samples: int, repetitions: int) -> None:
+def rows(kind: str, outputs: list[Any], samples: int, effort: Effort) -> list[Row]:
     """Measure one kind of data."""
-    outputs = DATA[name](samples)
     collector, items = collected(outputs), items_of(outputs)
-    check(carried(collector), items)
+    check(list(carried(collector)), items)
+    lazy = not isinstance(carried(collector), list)
     payload = pack(collector.parts()).payload()
     ways: dict[str, Callable[[], Any]] = {
         "memcpy": lambda: memcpy(payload),
-        "collected, sent, a list": lambda: carried(collector),
-        "on one process: a list": collector.results,
-        "any value, sent, a list": lambda: packed_as_it_is(items),
-        "collecting itself": lambda: collected(outputs),
+        OURS: lambda: list(carried(collector)) if lazy else carried(collector),
+        "ours, any value": lambda: packed_as_it_is(items),
+        "ours, collecting itself": lambda: collected(outputs),
+        "ours, nothing sent": collector.results,
     }
-    times = {way: [] for way in ways}  # type: dict[str, list[float]]
-    for function in ways.values():
-        function()
-    for _ in range(repetitions):
-        for way, function in ways.items():
-            times[way].append(seconds(function))
+    if lazy:
+        ways["lazy"] = lambda: carried(collector)
+    times = interleaved(ways, effort.repetitions)
     unit = times.pop("memcpy")
-    print(f"{name}, {payload.nbytes / 1e6:.0f} MB; a memcpy takes {1e3 * median(unit):.1f} ms")
-    for way, taken in times.items():
-        ratios = [own / other for own, other in zip(taken, unit, strict=True)]
-        show(f"  {way}", ratios, f"{1e3 * median(taken):.0f} ms")
-    # Pickle takes many seconds: a part of the items, and once, tells enough.
-    part = items[: max(1, samples // 25)]
-    taken_once = seconds(lambda: pickle.loads(pickle.dumps(part, 5))) * len(items) / len(part)
-    print(f"{'  pickle of the items (from 1/25 of them)':<42} {taken_once / median(unit):8.0f}")
-
-
-def median(values: list[float]) -> float:
-    """Return the median."""
-    return statistics.median(values)
+    shown: dict[str, Any] = {way: ratios(taken, unit) for way, taken in times.items()}
+    if effort.peers:
+        # Pickle takes many seconds: a part of the items tells enough.
+        part = items[: max(1, samples // 50)]
+        pickled = [
+            seconds(lambda: pickle.loads(pickle.dumps(part, 5))) * samples / len(part) for _ in unit
+        ]
+        shown["pickle, of 1/50 (as MMEngine and Ignite send items)"] = ratios(pickled, unit)
+    name = f"{samples:,} {'rows of 1000 float32' if kind == 'dense' else 'ragged dicts'}"
+    note = f"{payload.nbytes / 1e6:.0f} MB; a memcpy takes {1e3 * statistics.median(unit):.1f} ms"
+    as_sequence = shown.pop("lazy", None)
+    a_list = shown.pop(OURS)
+    wanted = 3.0 if kind == "ragged" else None
+    title, unit_name = f"collect {name}, a lazy sequence", "memcpy = 1"
+    return [
+        row(f"collect {name}, a list", unit_name, a_list, shown,
+            target=110.0 if kind == "ragged" else None, note=note),
+        skipped(title, unit_name, "ours gives a list only", target=wanted)
+        if as_sequence is None
+        else row(title, unit_name, as_sequence, {}, target=wanted, note=note),
+    ]  # fmt: skip
 
 
 def check(found: Any, expected: Any) -> None:
@@ -160,100 +144,3 @@ def check(found: Any, expected: Any) -> None:
             check(*pair)
     elif found.dtype is not expected.dtype or not torch.equal(found, expected):
         raise RuntimeError(f"{expected} became {found}")
-
-
-# -- memory ---------------------------------------------------------------------------------------
-
-
-def high_water() -> int:
-    """Return the most memory this process has ever had resident, in bytes."""
-    try:
-        # getrusage() counts what the parent had when it started this process.
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
-    except OSError:
-        scale = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
-
-
-def send(name: str, samples: int, file: Path, answer: Any) -> None:
-    """Collect one batch after another, write the packed parts, and tell how memory rose."""
-    prepare()
-    before = high_water()
-    collector = ResultCollector()
-    for number in range(samples // BATCH):
-        collector.add(DATA[name](BATCH)[0], BATCH, None, number)
-    collecting = high_water() - before
-    packed = pack(collector.parts())
-    with file.open("wb") as opened:
-        write(packed, opened)
-    answer.put((packed.size, collecting, high_water() - before))
-
-
-def receive(name: str, samples: int, file: Path, answer: Any) -> None:
-    """Read the parts back, split them, touch every item, and tell how memory rose."""
-    prepare()
-    before = high_water()
-    receiver = ResultCollector()
-    receiver.merge(read(file))
-    results = receiver.results()
-    touch(results)
-    answer.put(high_water() - before)
-
-
-def prepare() -> None:
-    """Do everything once, so that what it takes the first time is not counted."""
-    torch.set_num_threads(1)
-    for make in DATA.values():
-        touch(carried(collected(make(2 * BATCH))))
-
-
-def touch(items: Any) -> None:
-    """Read every tensor."""
-    if isinstance(items, dict):
-        items = list(items.values())
-    if isinstance(items, list):
-        for item in items:
-            touch(item)
-    else:
-        items.sum()
-
-
-def memory_row(name: str, samples: int) -> None:
-    """Print how high the memory of processes of their own rose."""
-    context = multiprocessing.get_context("spawn")
-    answer = context.Queue()
-    found = []
-    with tempfile.TemporaryDirectory() as folder:
-        for part in (send, receive):
-            process = context.Process(
-                target=part, args=(name, samples, Path(folder, "packed"), answer)
-            )
-            process.start()
-            found.append(answer.get())
-            process.join()
-    (size, collecting, sending), receiving = found
-    print(
-        f"{f'  {name}':<42} {collecting / size:8.2f}  {sending / size:.2f}  {receiving / size:.2f}"
-        f"  of {size / 1e6:.0f} MB"
-    )
-
-
-def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repetitions", type=int, default=11)
-    parser.add_argument("--samples", type=int, default=50_000)
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    print(f"Python {platform.python_version()}, torch {torch.__version__}")
-    print(f"{'ratio to a memcpy of the bytes':<42}   median  [quartiles]")
-    for name in DATA:
-        rows(name, args.samples, args.repetitions)
-    print("most memory in use, payload = 1: collecting; then sending; on the receiver")
-    for name in DATA:
-        memory_row(name, args.samples)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,27 +1,26 @@
-"""Compare collecting predictions from real processes with copying their bytes.
+"""Rows about collecting predictions from two real processes (gloo, on this machine).
 
-``python benchmarks/ranks.py`` starts two processes (gloo, on this machine) that hold half of the
-predictions each, those of ``benchmarks/collect.py``, and measures on rank 0 the time from a
-barrier to a list of all items.  The unit is a memcpy of all their bytes into new memory.  Beside
-ours: ``gather`` of one padded tensor (dense only, and it leaves a tensor, no items), and
-``gather_object`` of the items, which is what most libraries do (of 1/25 of them, since it takes
-many seconds).  The last rows say what the meetings of an evaluation cost without any data.
+Each holds half of the predictions of ``collect``; measured on rank 0 is the time from a barrier to
+a list of all items.  The unit is a memcpy of all their bytes into new memory.  Beside ours:
+``gather`` of one padded tensor (dense only, and it leaves a tensor, no items), and what peers do
+with items, which is pickle (of 1/50 of them, since it takes many seconds).
 """
 
 from __future__ import annotations
 
-import argparse
+import json
 import os
-import platform
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import torch
 import torch.distributed as dist
-from collect import BATCH, DATA, collected, items_of, median, memcpy, show
 from ignite.engine import Engine
 from ignite.metrics import Accuracy
 from torch import nn
@@ -30,6 +29,11 @@ from ignite_evalhook import EvalHook, create_evaluator
 from ignite_evalhook._packing import pack
 from ignite_evalhook._results import ResultCollector
 from ignite_evalhook._team import Team
+
+from .collect import BATCH, DATA, collected, items_of, memcpy
+from .peers import OURS, PEERS, missing, quieten
+from .table import Row, row
+from .timing import Effort, ratios
 
 WORLD = 2
 
@@ -70,6 +74,21 @@ def gather_object(outputs: list[Any]) -> Any:
     return parts
 
 
+def all_gather(outputs: list[Any]) -> Any:
+    """Return one tensor of all rows on every rank, by Ignite's own function."""
+    return idist.all_gather(torch.cat(outputs[dist.get_rank() :: WORLD]))
+
+
+def collect_results(outputs: list[Any]) -> Any:
+    """Return all items on rank 0, by MMEngine's own function."""
+    from mmengine.dist import collect_results
+
+    items = items_of(outputs[dist.get_rank() :: WORLD])
+    # Its default is a folder in the working directory; both ranks have the same parent.
+    folder = Path(tempfile.gettempdir(), f"benchmark-mmengine-{os.getppid()}")
+    return collect_results(items, len(items) * WORLD, "cpu", tmpdir=str(folder))
+
+
 def timed(function: Callable[[], Any]) -> float:
     """Return how long a call takes on this rank, from the moment all are ready."""
     dist.barrier()
@@ -80,45 +99,54 @@ def timed(function: Callable[[], Any]) -> float:
     return taken
 
 
-def work(rank: int, folder: str, samples: int, repetitions: int) -> None:
-    """Measure, and print on rank 0."""
+PARTS = 50  # pickle is measured on this part of the items
+
+
+def work(rank: int, folder: str, samples: int, repetitions: int, peers: bool) -> None:
+    """Measure; rank 0 writes what it found."""
+    quieten()
     torch.set_num_threads(1)
     os.environ["LOCAL_RANK"] = str(rank)  # else Ignite guesses it from host names, and warns
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD,
         timeout=timedelta(minutes=10),
     )  # fmt: skip
-    for name, make in DATA.items():
+    found: dict[str, Any] = {"meetings": meetings(repetitions)}
+    for kind, make in DATA.items():
         torch.manual_seed(0)
-        outputs = make(samples)
-        part = outputs[: max(WORLD, len(outputs) // 25)]
-        payload = pack(collected(outputs).parts()).payload()
-        ways: dict[str, Callable[[], Any]] = {
-            "memcpy": lambda payload=payload: memcpy(payload),
-            "ours: a list of items": lambda outputs=outputs: ours(outputs),
-        }
-        if name == "dense":
-            ways["dist.gather: a tensor"] = lambda outputs=outputs: gather(outputs)
-        for function in ways.values():
-            function()
-        times = {
-            way: [timed(function) for _ in range(repetitions)] for way, function in ways.items()
-        }
-        once = timed(lambda part=part: gather_object(part)) * len(outputs) / len(part)
-        if rank == 0:
-            unit = median(times.pop("memcpy"))
-            size = payload.nbytes / 1e6
-            print(f"{name}, {size:.0f} MB; a memcpy takes {1e3 * unit:.1f} ms")
-            for way, taken in times.items():
-                note = f"{1e3 * median(taken):.0f} ms"
-                show(f"  {way}", [one / unit for one in taken], note)
-            print(f"{'  gather_object: a list (of 1/25)':<42} {once / unit:8.0f}")
-    meetings(rank)
+        found[kind] = of_kind(kind, make(samples), repetitions, peers)
+    if rank == 0:
+        Path(folder, "found.json").write_text(json.dumps(found))
     dist.destroy_process_group()
 
 
-def meetings(rank: int) -> None:
-    """Print what one evaluation of a batch a rank costs."""
+def of_kind(kind: str, outputs: list[Any], repetitions: int, peers: bool) -> dict[str, Any]:
+    """Return the times of every way, and the bytes."""
+    part = outputs[: max(WORLD, len(outputs) // PARTS // WORLD * WORLD)]
+    scale = len(outputs) / len(part)
+    payload = pack(collected(outputs).parts()).payload()
+    ways: dict[str, tuple[Callable[[], Any], float]] = {
+        "memcpy": (lambda: memcpy(payload), 1.0),
+        OURS: (lambda: ours(outputs), 1.0),
+    }
+    if kind == "dense":
+        ways["dist.gather"] = (lambda: gather(outputs), 1.0)
+        ways["ignite (all_gather)"] = (lambda: all_gather(outputs), 1.0)
+    if peers:
+        ways[f"gather_object, of 1/{PARTS}"] = (lambda: gather_object(part), scale)
+        if missing(PEERS["mmengine"]) is None:
+            ways[f"mmengine, of 1/{PARTS}"] = (lambda: collect_results(part), scale)
+    for function, _ in ways.values():
+        function()
+    times: dict[str, list[float]] = {way: [] for way in ways}
+    for _ in range(repetitions):
+        for way, (function, factor) in ways.items():
+            times[way].append(timed(function) * factor)
+    return {"times": times, "bytes": payload.nbytes}
+
+
+def meetings(repetitions: int) -> dict[str, list[float]]:
+    """Return what one evaluation of a batch a rank costs, and one meeting of the ranks."""
     model = nn.Linear(8, 2)
     evaluator = create_evaluator(
         model, metrics={"accuracy": Accuracy()}, loss_fn=nn.CrossEntropyLoss()
@@ -126,25 +154,36 @@ def meetings(rank: int) -> None:
     batches = [(torch.randn(BATCH, 8), torch.randint(0, 2, (BATCH,))) for _ in range(WORLD)]
     hook = EvalHook(batches, evaluator, save_best="val_loss", out_dir=False, interval=None)
     hook.attach(Engine(lambda engine, batch: None))
-    taken = [timed(lambda: hook.evaluate(track=False)) for _ in range(50)]
-    talk = [timed(lambda: Team.current().tell(lambda: 0)) for _ in range(200)]
-    if rank == 0:
-        print(f"an evaluation of one batch a rank takes {1e3 * median(taken):.2f} ms, ")
-        print(f"one meeting of the ranks {1e6 * median(talk):.0f} µs")
+    count = 10 * repetitions
+    return {
+        "evaluation": [1e3 * timed(lambda: hook.evaluate(track=False)) for _ in range(count)],
+        "meeting": [1e3 * timed(lambda: Team.current().tell(lambda: 0)) for _ in range(count)],
+    }
 
 
-def main() -> None:
-    """Start the processes."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repetitions", type=int, default=11)
-    parser.add_argument("--samples", type=int, default=50_000)
-    args = parser.parse_args()
-    print(f"Python {platform.python_version()}, torch {torch.__version__}, {WORLD} processes")
-    print(f"{'ratio to a memcpy of the bytes':<42}   median  [quartiles]")
+def ranks(effort: Effort) -> list[Row]:
+    """Start the processes, and make rows of what they found."""
+    samples = effort.of(50_000 // BATCH, least=4) // WORLD * WORLD * BATCH
     with tempfile.TemporaryDirectory() as folder:
-        arguments = (folder, args.samples, args.repetitions)
+        arguments = (folder, samples, effort.repetitions, effort.peers)
         torch.multiprocessing.spawn(work, arguments, nprocs=WORLD)
-
-
-if __name__ == "__main__":
-    main()
+        found = json.loads(Path(folder, "found.json").read_text())
+    rows = []
+    for kind, what in (("dense", "rows of 1000 float32"), ("ragged", "ragged dicts")):
+        times = found[kind]["times"]
+        unit = times.pop("memcpy")
+        shown = {way: ratios(taken, unit) for way, taken in times.items()}
+        note = (
+            f"{found[kind]['bytes'] / 1e6:.0f} MB; a memcpy takes "
+            f"{1e3 * statistics.median(unit):.1f} ms; ends as a list of items"
+        )
+        rows.append(
+            row(f"collect {samples:,} {what} from {WORLD} processes", "memcpy = 1",
+                shown.pop(OURS), shown, target=4.5 if kind == "dense" else 110.0, note=note)
+        )  # fmt: skip
+    meeting = statistics.median(found["meetings"]["meeting"])
+    rows.append(
+        row(f"one-batch evaluation on {WORLD} processes", "ms", found["meetings"]["evaluation"],
+            note=f"one meeting of the ranks {meeting:.2f} ms")
+    )  # fmt: skip
+    return rows

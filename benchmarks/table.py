@@ -85,11 +85,68 @@ def row(
     return Row(name, unit, Figure.of(ours), figures, target, at_least, note)
 
 
-def skipped(name: str, unit: str, why: str, *, target: float | None = None) -> Row:
+def skipped(
+    name: str, unit: str, why: str, *, target: float | None = None, at_least: bool = False
+) -> Row:
     """Make a row that says why it was not measured: ``"skipped: no CUDA device"``."""
-    return Row(name, unit, None, {}, target, note=why)
+    return Row(name, unit, None, {}, target, at_least, why)
 
 
 def to_json(one: Row) -> dict[str, Any]:
     """Return a row as plain values."""
     return {**dataclasses.asdict(one), "met": one.met}
+
+
+def number(value: float) -> str:
+    """Return three digits that matter: 0.62, 16.4, 1,452."""
+    size = abs(value)
+    digits = 3 if size < 0.095 else 2 if size < 9.95 else 1 if size < 99.5 else 0
+    return f"{value:,.{digits}f}"
+
+
+def shown(figure: Figure) -> str:
+    """Return median and quartiles."""
+    return f"{number(figure.median)} [{number(figure.low)} .. {number(figure.high)}]"
+
+
+def goal(one: Row) -> str:
+    """Return the target, and whether it is met."""
+    if one.target is None:
+        return "-"
+    sign = ">=" if one.at_least else "<="
+    said = {True: "met", False: "MISSED", None: "not measured"}[one.met]
+    return f"{sign} {number(one.target)} {said}"
+
+
+def lines(one: Row) -> list[str]:
+    """Return a row for the terminal: ours on the first line, peers and the note below."""
+    own = "-" if one.ours is None else shown(one.ours)
+    found = [f"{one.name:<52} {own:<26} {goal(one):<22} {one.unit}"]
+    measured = {who: what for who, what in one.peers.items() if isinstance(what, Figure)}
+    ranked = sorted(measured.items(), key=lambda pair: pair[1].median)
+    found += [f"    {who:<48} {shown(what)}" for who, what in ranked]
+    said: dict[str, list[str]] = {}
+    for who, what in one.peers.items():
+        if isinstance(what, str):
+            said.setdefault(what.split(" (")[0], []).append(who)
+    found += [f"    {', '.join(who)}: {what}" for what, who in said.items()]
+    if one.note:
+        found.append(f"    {one.note}")
+    return found
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """Return the table as Markdown: the best peer in a column, the others in the next."""
+    out = [
+        "| measure | unit | ours | target | the peers, best first | |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for one in rows:
+        measured = {who: what for who, what in one.peers.items() if isinstance(what, Figure)}
+        ranked = sorted(measured.items(), key=lambda pair: pair[1].median, reverse=one.at_least)
+        peers = [f"{who} {shown(what)}" for who, what in ranked]
+        peers += [f"{who}: {what}" for who, what in one.peers.items() if isinstance(what, str)]
+        own = "-" if one.ours is None else shown(one.ours)
+        cells = [one.name, one.unit, own, goal(one), "; ".join(peers), one.note]
+        out.append("| " + " | ".join(cell.replace("|", "/") for cell in cells) + " |")
+    return "\n".join(out) + "\n"
