@@ -274,7 +274,7 @@ def _join_tensors(values: list[Tensor], memory: HostMemory) -> Table | None:
         return "ragged", memory.tensor(torch.cat(values)), memory.numbers(sizes)
     joined = memory.place(dtype, (sum(sizes), *row))
     if joined.memory is not None:
-        torch.cat([value.detach() for value in values], out=joined.open())
+        torch.cat(values, out=joined.open())
     return "ragged", joined, memory.numbers(sizes)
 
 
