@@ -12,7 +12,6 @@ memory, and no hole is left afterwards.
 
 from __future__ import annotations
 
-import contextlib
 import mmap
 import sys
 from array import array
@@ -30,7 +29,6 @@ __all__ = ["HostMemory", "opened"]
 _LEAST = 64 * 1024  # bytes of the first piece
 _PIECE = 4 * 1024 * 1024  # bytes of a later one; a view that is kept keeps the whole piece
 _ALONE = 512 * 1024  # bytes; what is larger has a piece of its own
-_HUGE = 2 * 1024 * 1024  # bytes of a large page of memory
 _ALIGNMENT = 64  # bytes, as torch aligns
 _NUMBERS_ALIGNMENT = 8
 _FEW = 16  # numbers that may as well stay Python's
@@ -105,16 +103,6 @@ def opened(value: Any) -> Any:
     return value.open() if type(value) in _KINDS else value
 
 
-def _mapped(size: int) -> Any:
-    """Return memory from the system that nothing was written to."""
-    memory = mmap.mmap(-1, size, **_FLAGS)
-    # Touched for the first time, pages of 4 KB take three times the copy itself.
-    if size >= _HUGE and sys.platform == "linux" and hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):  # a kernel without them
-            memory.madvise(mmap.MADV_HUGEPAGE)
-    return memory
-
-
 class HostMemory:
     """Room for copies, which lives as long as one of them."""
 
@@ -129,11 +117,11 @@ class HostMemory:
         """Return memory for so many bytes, and where in it they begin."""
         self._total += size
         if size > _ALONE:
-            return _mapped(size), 0
+            return mmap.mmap(-1, size, **_FLAGS), 0
         begin = aligned(self._used, alignment)
         if begin + size > self._size:
             self._size = max(size, _LEAST, min(_PIECE, self._total))
-            self._piece, begin = _mapped(self._size), 0
+            self._piece, begin = mmap.mmap(-1, self._size, **_FLAGS), 0
         self._used = begin + size
         return self._piece, begin
 
