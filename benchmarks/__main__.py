@@ -14,12 +14,12 @@ import json
 import os
 import platform
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -36,7 +36,9 @@ Part = Callable[[Effort], list[Row]]
 
 def saving(effort: Effort) -> list[Row]:
     """Measure saving, whose sizes are megabytes."""
-    return saves.rows(effort.repetitions, 400 if effort.scale == 1.0 else 40)
+    with tempfile.TemporaryDirectory() as folder:
+        megabytes = 400 if effort.scale == 1.0 else 40
+        return list(saves.rows(effort.repetitions, megabytes, Path(folder)))
 
 
 #: In the order of the table.

@@ -154,11 +154,11 @@ def plan_batches(
     cost = cost_of(data)
     if isinstance(data.dataset, IterableDataset):
         return Batches(go_through(apart(data), cost), None, limit, None, turn=who, cost=cost)
-    indices = batch_indices(data) if order else None
+    indices: Iterable[list[int]] | None = batch_indices(data) if order else None
     drawn = order and indices is None
     if drawn:
-        indices = draw_order(data, limit)
-        twin = with_order(data, indices)
+        indices = told = draw_order(data, limit)
+        twin = with_order(data, told)
     else:
         twin = apart(data, limit=limit)
     source = go_through(twin, cost, seed=not drawn)
@@ -340,7 +340,7 @@ def _occupy(loader: DataLoader[Any], course: Course, seed: bool) -> Iterator[Any
         course.busy = False
 
 
-def batch_indices(loader: DataLoader[Any]) -> list[list[int]] | None:
+def batch_indices(loader: DataLoader[Any]) -> Iterator[list[int]] | None:
     """Return the dataset indices of each batch of a loader that keeps the dataset's order."""
     sampler = loader.batch_sampler
     if (
@@ -350,7 +350,7 @@ def batch_indices(loader: DataLoader[Any]) -> list[list[int]] | None:
         or not isinstance(loader.dataset, Sized)
     ):
         return None
-    return [list(batch) for batch in sampler]
+    return map(list, sampler)  # one at a time: all of them take 45 bytes a sample
 
 
 def draw_order(loader: DataLoader[Any], limit: int | None = None) -> list[list[int]]:

@@ -118,7 +118,9 @@ class Pool:
         }
         results = None
         if self._collector is not None:
-            results = self._carrier.hand_over(self._collector.parts(), self._section)
+            # Rank 0 has its own already; opened, they would take memory for nothing.
+            parts = [] if self._section.team.leads else self._collector.parts()
+            results = self._carrier.hand_over(parts, self._section)
         report = {
             "seen": self._batches.seen,
             "total": self._batches.total,

@@ -4,7 +4,8 @@ Only a ``compute_metrics`` needs them; without one nothing is kept.
 
 A batch is kept as a *table*: its columns, copied to the host, each in one piece of memory.  The
 split into items comes at the end, and costs next to nothing then.  Tables are nested tuples of
-plain values, so that they can be sent to another process:
+plain values, so that they can be sent to another process; until then copies take the place of
+tensors, arrays and numbers in them, which are opened by :func:`_opened`:
 
 =======================================  ==================================================
 table                                    items
@@ -23,12 +24,14 @@ from __future__ import annotations
 import sys
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
 from ._gc_paused import gc_paused
+from ._host_memory import HostMemory, opened
 from ._packing import JOINABLE
 from .exceptions import EvaluationError
 
@@ -36,7 +39,8 @@ __all__ = ["PreEval", "ResultCollector", "rows", "to_host"]
 
 PreEval = Callable[[Any, Sequence[int]], Sequence[Any]]
 Table = tuple[Any, ...]
-Part = tuple[int, Sequence[int] | None, int | None, Table]
+Part = tuple[int, Sequence[int] | None, int | None, Table]  # number, indices, count, table
+Kept = tuple[int, Any, int | None, Table]  # the same, with copies in it
 
 _DICTS = (dict, OrderedDict, defaultdict, Counter)
 _IMMUTABLE = frozenset({bool, int, float, complex, str, bytes, type(None)})
@@ -52,7 +56,8 @@ class ResultCollector:
 
     def __init__(self, pre_eval: PreEval | None = None) -> None:
         self._pre_eval = pre_eval
-        self._parts: list[Part] = []
+        self._memory = HostMemory()
+        self._parts: list[Kept] = []
         self._next = 0  # number of the next batch
         self._seen: int | None = 0  # samples of all batches before; None: some were not seen here
 
@@ -78,14 +83,22 @@ class ResultCollector:
             if not isinstance(output, (list, tuple)):
                 raise TypeError(f"pre_eval must return a list, got {type(output).__name__}")
         with torch.inference_mode(False), torch.no_grad():
-            table = _table(output, count) if self._pre_eval is None else _joined(list(output))
-        self._parts.append((number, indices, count, table))
+            if self._pre_eval is None:
+                table = _table(output, count, self._memory)
+            else:
+                table = _joined(list(output), self._memory)
+        at = None if indices is None else self._memory.numbers(indices)
+        self._parts.append((number, at, count, table))
         self._next = number + 1
         self._seen = None if seen is None else seen + (0 if count is None else count)
 
     def parts(self) -> list[Part]:
         """Return what was collected, as nested plain values, for another rank's ``merge``."""
-        return list(self._parts)
+        with torch.inference_mode(False), torch.no_grad():
+            return [
+                (number, opened(indices), count, _opened(table))
+                for number, indices, count, table in self._parts
+            ]
 
     def merge(self, parts: Iterable[Part]) -> None:
         """Take in the parts of another rank; their order is that of the batches' numbers."""
@@ -101,12 +114,13 @@ class ResultCollector:
         Tensors are views into the host copy of their batch.
         """
         items: list[Any] = []
-        order: list[int] | None = []
+        order: list[Sequence[int]] | None = []
         seen = 0
-        with gc_paused():
-            for _, indices, count, table in sorted(self._parts, key=lambda part: part[0]):
-                batch = _items(table)
+        with gc_paused(), torch.inference_mode(False), torch.no_grad():
+            for _, kept, count, table in sorted(self._parts, key=lambda part: part[0]):
+                batch = _items(_opened(table))
                 items += batch
+                indices: Sequence[int] | None = opened(kept)
                 if indices is None and count is not None:
                     indices = range(seen, seen + count)
                 seen += 0 if count is None else count
@@ -117,10 +131,19 @@ class ResultCollector:
                 if indices is None or len(indices) != len(batch):
                     order = None
                 else:
-                    order += indices
-        if order is None:
+                    order.append(indices)
+        if order is None or _ascend(order):
             return items
-        return [items[place] for place in sorted(range(len(items)), key=order.__getitem__)]
+        flat = [index for indices in order for index in indices]
+        return [items[place] for place in sorted(range(len(items)), key=flat.__getitem__)]
+
+
+def _ascend(runs: Sequence[Sequence[int]]) -> bool:
+    """Return whether numbers are in order already, equal ones too."""
+    # Most are ranges, of which the ends tell enough.
+    return all(before[-1] <= after[0] for before, after in pairwise(runs)) and all(
+        isinstance(run, range) or all(a <= b for a, b in pairwise(run)) for run in runs
+    )
 
 
 def _known(indices: list[int] | None, count: int | None, seen: int | None) -> Sequence[int]:
@@ -163,73 +186,76 @@ def rows(output: Any, count: int | None) -> list[Any]:
     Raises:
         TypeError: If the output does not tell how many samples it holds.
     """
-    return _items(_table(output, count))
+    with torch.inference_mode(False), torch.no_grad():
+        return _items(_opened(_table(output, count, HostMemory())))
 
 
-def _table(output: Any, count: int | None) -> Table:
+def _table(output: Any, count: int | None, memory: HostMemory) -> Table:
     """Return a batch's output as a table, in memory of its own."""
     if isinstance(output, Tensor) or _is_array(output):
-        host = to_host(output)
-        if not host.ndim:
-            return "items", [host]
-        return ("rows", host) if _has_plain_rows(host) else ("items", list(host.unbind(0)))
+        host = _kept(output, memory)
+        if not output.ndim:
+            return "items", memory.objects([host])
+        if _has_plain_rows(output):
+            return "rows", host
+        return "items", memory.objects(host.unbind(0))
     if isinstance(output, list):
         if count is not None and len(output) != count and _are_columns(output, count):
-            return "list", count, [_table(item, count) for item in output]
-        return _joined(output)
+            return "list", count, [_table(item, count, memory) for item in output]
+        return _joined(output, memory)
     if count is None:
         raise TypeError(
             f"results need one item per sample, but a {type(output).__name__} does not tell how "
             "many samples it holds; return a list, tensor, tuple or mapping, or pass pre_eval="
         )
     if isinstance(output, Mapping):
-        tables = [_column(value, count) for value in output.values()]
+        tables = [_column(value, count, memory) for value in output.values()]
         return "dict", count, tables, list(output)
     if isinstance(output, tuple) and output:
-        return "tuple", count, [_column(value, count) for value in output]
-    return "same", to_host(output), count
+        return "tuple", count, [_column(value, count, memory) for value in output]
+    return "same", _kept(output, memory), count
 
 
-def _column(value: Any, count: int) -> Table:
+def _column(value: Any, count: int, memory: HostMemory) -> Table:
     """Tabulate what stands inside an output, if it has one item or row a sample; else repeat it."""
     if isinstance(value, tuple) and len(value) == count and not _are_columns(value, count):
-        return _joined(list(value))  # loaders collate strings and targets so
+        return _joined(list(value), memory)  # loaders collate strings and targets so
     if isinstance(value, list) and len(value) != count and not _are_columns(value, count):
-        return "same", to_host(value), count
+        return "same", _kept(value, memory), count
     if isinstance(value, (list, tuple, Mapping)) or _length(value) == count:
-        return _table(value, count)
-    return "same", to_host(value), count
+        return _table(value, count, memory)
+    return "same", _kept(value, memory), count
 
 
-def _joined(values: list[Any]) -> Table:
+def _joined(values: list[Any], memory: HostMemory) -> Table:
     """Return a table of one item each: tensors and dicts that are alike become columns."""
     kinds = set(map(type, values))
     if kinds <= _IMMUTABLE:
-        return "items", list(values)
+        return "items", memory.objects(values)
     if len(kinds) == 1 and len(values) > 1:
-        table = _join_alike(values, kinds.pop())
+        table = _join_alike(values, kinds.pop(), memory)
         if table is not None:
             return table
-    return "items", [to_host(value) for value in values]
+    return "items", memory.objects([_kept(value, memory) for value in values])
 
 
-def _join_alike(values: list[Any], kind: type) -> Table | None:
+def _join_alike(values: list[Any], kind: type, memory: HostMemory) -> Table | None:
     first, count = values[0], len(values)
     if kind is Tensor:
-        return _join_tensors(values)
+        return _join_tensors(values, memory)
     if kind is dict:
         keys = list(first)
         if all(list(value) == keys for value in values):
-            columns = [_joined([value[key] for value in values]) for key in keys]
+            columns = [_joined([value[key] for value in values], memory) for key in keys]
             return "dict", count, columns, keys
     # Many columns of few items would be slower than the items.
     elif kind in (list, tuple) and all(len(value) == len(first) <= count for value in values):
-        columns = [_joined([value[i] for value in values]) for i in range(len(first))]
+        columns = [_joined([value[i] for value in values], memory) for i in range(len(first))]
         return kind.__name__, count, columns
     return None
 
 
-def _join_tensors(values: list[Tensor]) -> Table | None:
+def _join_tensors(values: list[Tensor], memory: HostMemory) -> Table | None:
     """Copy tensors that are alike into one, which is one transfer from a device."""
     first = values[0]
     if first.dtype not in JOINABLE or not all(map(_has_plain_rows, values)):
@@ -242,8 +268,14 @@ def _join_tensors(values: list[Tensor]) -> Table | None:
     if device.type != "cpu" and sum(value.nbytes for value in values) > _DEVICE_JOIN:
         return None
     if not first.ndim:
-        return "rows", torch.stack(values).cpu()
-    return "ragged", torch.cat(values).cpu(), [len(value) for value in values]
+        return "rows", memory.tensor(torch.stack(values))
+    sizes = [len(value) for value in values]
+    if device.type != "cpu":
+        return "ragged", memory.tensor(torch.cat(values)), memory.numbers(sizes)
+    joined = memory.place(dtype, (sum(sizes), *row))
+    if joined.memory is not None:
+        torch.cat(values, out=joined.open())
+    return "ragged", joined, memory.numbers(sizes)
 
 
 def _are_columns(values: Sequence[Any], count: int) -> bool:
@@ -284,6 +316,13 @@ def to_host(value: Any) -> Any:
     return value
 
 
+def _kept(value: Any, memory: HostMemory) -> Any:
+    """Copy a value to the host: a tensor or an array into the collector's memory."""
+    if isinstance(value, Tensor):
+        return memory.tensor(value)
+    return memory.array(value) if _is_array(value) else to_host(value)
+
+
 def _is_array(value: Any) -> bool:
     numpy = sys.modules.get("numpy")
     return numpy is not None and isinstance(value, numpy.ndarray)
@@ -292,13 +331,22 @@ def _is_array(value: Any) -> bool:
 # -- from a table to items ------------------------------------------------------------------------
 
 
+def _opened(table: Table) -> Table:
+    """Return a table without copies: they have become tensors, arrays and numbers."""
+    kind = table[0]
+    if kind in ("dict", "list", "tuple"):
+        return (*table[:2], [_opened(column) for column in table[2]], *table[3:])
+    return (kind, *map(opened, table[1:]))
+
+
 def _items(table: Table) -> list[Any]:
-    """Return the items of a table; tensors are views."""
+    """Return the items of a table; tensors share its memory."""
     kind = table[0]
     if kind == "rows":
-        return list(table[1].unbind(0)) if isinstance(table[1], Tensor) else list(table[1])
+        return _rows(table[1]) if isinstance(table[1], Tensor) else list(table[1])
     if kind == "ragged":
-        return list(torch.split_with_sizes(table[1], table[2]))
+        # As views they would take twice the memory and time, only for autograd.
+        return list(torch.unsafe_split_with_sizes(table[1], list(table[2])))
     if kind == "items":
         return list(table[1])
     if kind == "same":
@@ -310,3 +358,11 @@ def _items(table: Table) -> list[Any]:
         keys = table[3]
         return [dict(zip(keys, line, strict=True)) for line in lines]
     return [list(line) for line in lines] if kind == "list" else list(lines)
+
+
+def _rows(data: Tensor) -> list[Tensor]:
+    """Return the rows of a tensor, which share its memory."""
+    if data.ndim < 2 or not data.numel() or not data.is_contiguous():
+        return list(data.unbind(0))
+    # As views, which unbind() gives, they would take twice the memory, only for autograd.
+    return list(torch.unsafe_split(data.view(-1, *data.shape[2:]), data.shape[1]))

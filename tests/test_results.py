@@ -311,7 +311,7 @@ def items_of(pre_eval: str) -> Any:
 
     def reduce(output: Any, indices: Sequence[int]) -> list[Any]:
         items = [{"i": i, "box": box} for i, box in zip(output, ragged(output), strict=True)]
-        found = [item for item in items for _ in range(numbers(item["i"]))]
+        found = [item for item in items for _ in range(numbers(item["i"]))]  # type: ignore[no-untyped-call]
         return items[:1] if pre_eval == "one of a batch" else found
 
     return reduce
@@ -506,3 +506,30 @@ def test_rows_of_a_sparse_output_are_items_too() -> None:
     collector.add(torch.eye(2).to_sparse(), 2, None)
     collector.merge(carried(collector.parts()))
     assert [item.to_dense().tolist() for item in collector.results()] == [[1, 0], [0, 1]] * 2
+
+
+def test_nothing_of_a_batch_is_kept_in_memory_between_those_that_the_model_frees() -> None:
+    # A tensor, or a list of more than 64 places, is small and would be kept in the allocator's
+    # memory, where it stands in the way of what the model frees: see _host_memory.
+    collector = ResultCollector()
+    batch = list(range(100))
+    dicts = [{"box": torch.ones(i % 3, 4), "name": str(i)} for i in batch]
+    for output in (torch.ones(100, 3), dicts, {"a": torch.ones(100), "same": torch.ones(3)}):
+        collector.add(output, 100, batch[::-1])
+    kept: list[Any] = [collector._parts]
+    for value in kept:  # grows
+        assert not isinstance(value, torch.Tensor)
+        if isinstance(value, (list, tuple)):
+            kept += value
+    lists = {id(value): value for value in kept if isinstance(value, list) and len(value) > 64}
+    assert len(lists) <= 1  # the list of all objects
+
+
+def test_items_are_tensors_by_themselves_without_a_base() -> None:
+    collector = ResultCollector()
+    collector.add((torch.ones(2, 3), [torch.ones(3, 2), torch.ones(1, 2)]), 2, None)
+    for row, box in collector.results():
+        assert not row._is_view()
+        assert not box._is_view()
+        row.requires_grad_()
+        row.sum().backward()
