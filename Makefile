@@ -16,7 +16,7 @@ PARALLEL := -n auto --maxprocesses=4 --dist=worksteal
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help demo demo-resume demo-distributed test test-full
-.PHONY: lint types format bench docs build clean distclean
+.PHONY: lint types format bench scoreboard docs build clean distclean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-24s %s\n", $$1, $$2}'
@@ -60,6 +60,9 @@ bench: $(VENV)/.examples ## Measure what an evaluation costs, and collecting pre
 	$(PY) benchmarks/collect.py
 	$(PY) benchmarks/ranks.py
 
+scoreboard: $(VENV)/.bench ## Run the same scenarios on every library, and keep what each one said
+	$(PY) benchmarks/scoreboard.py --save --markdown
+
 docs: $(VENV)/.docs ## Build the documentation into docs/_build/html; a warning is an error
 	$(SPHINX) -b html docs docs/_build/html
 	@echo "docs/_build/html/index.html"
@@ -88,6 +91,15 @@ $(VENV)/.core: setup.cfg pyproject.toml constraints.txt
 # One stamp for each extra of setup.cfg.
 $(VENV)/.docs $(VENV)/.examples $(VENV)/.test: $(VENV)/.%: $(VENV)/.core
 	$(PIP_INSTALL) --quiet --no-build-isolation -e ".[$*]"
+	@touch $@
+
+# MMCV 1.x comes as source only, and is built by what newer setuptools no longer have; the scoreboard
+# says so where that fails.
+$(VENV)/.bench: $(VENV)/.core
+	$(PIP_INSTALL) --quiet --no-build-isolation -e ".[bench]"
+	$(PY) -m pip install --quiet "setuptools<80" wheel
+	-MMCV_WITH_OPS=0 $(PIP_INSTALL) --quiet --no-build-isolation --no-deps mmcv
+	$(PIP_INSTALL) --quiet setuptools
 	@touch $@
 
 # mypy reads the examples, and so needs what they import.
