@@ -97,9 +97,9 @@ $(VENV)/.docs $(VENV)/.examples $(VENV)/.test: $(VENV)/.%: $(VENV)/.core
 # says so where that fails.
 $(VENV)/.bench: $(VENV)/.core
 	$(PIP_INSTALL) --quiet --no-build-isolation -e ".[bench]"
-	$(PY) -m pip install --quiet "setuptools<80" wheel
-	-MMCV_WITH_OPS=0 $(PIP_INSTALL) --quiet --no-build-isolation --no-deps mmcv
-	$(PIP_INSTALL) --quiet setuptools
+	@echo "setuptools<80" > $(VENV)/mmcv-build.txt
+	-MMCV_WITH_OPS=0 PIP_CONSTRAINT=$(VENV)/mmcv-build.txt PIP_BUILD_CONSTRAINT=$(VENV)/mmcv-build.txt \
+	  $(PIP_INSTALL) --quiet --no-deps mmcv
 	@touch $@
 
 # mypy reads the examples, and so needs what they import.

@@ -227,7 +227,7 @@ SCENARIOS = (
              best_after(NAN, 0.5, 0.9), equals(3)),
     Scenario("disk", "disk full while a better best is written", "the old best loads",
              disk_full, lambda said: 1 in said[0]["loads"]),
-    Scenario("resume", "killed and resumed, then a worse epoch", "epoch 2 stays the best",
+    Scenario("resume", "broken off and resumed, then a worse epoch", "epoch 2 stays the best",
              resumed, equals(2)),
     Scenario("two", "two metrics, each its own best", "epochs 2 and 1",
              two_metrics, equals({"acc": 2, "miou": 1})),
