@@ -16,7 +16,7 @@ PARALLEL := -n auto --maxprocesses=4 --dist=worksteal
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help demo demo-resume demo-distributed test test-full
-.PHONY: lint types format bench docs build clean distclean
+.PHONY: lint types format bench scoreboard docs build clean distclean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-24s %s\n", $$1, $$2}'
@@ -58,6 +58,9 @@ format: $(VENV)/.lint ## Bring the code into the house's form
 bench: $(VENV)/.bench ## Print the speed table, ours beside every peer (BENCH=--quick: a short look)
 	$(PY) -m benchmarks $(BENCH)
 
+scoreboard: $(VENV)/.bench ## Run the same scenarios on every library, and keep what each one said
+	$(PY) benchmarks/scoreboard.py --save --markdown
+
 docs: $(VENV)/.docs ## Build the documentation into docs/_build/html; a warning is an error
 	$(SPHINX) -b html docs docs/_build/html
 	@echo "docs/_build/html/index.html"
@@ -86,6 +89,15 @@ $(VENV)/.core: setup.cfg pyproject.toml constraints.txt
 # One stamp for each extra of setup.cfg.
 $(VENV)/.bench $(VENV)/.docs $(VENV)/.examples $(VENV)/.test: $(VENV)/.%: $(VENV)/.core
 	$(PIP_INSTALL) --quiet --no-build-isolation -e ".[$*]"
+	@touch $@
+
+# MMCV 1.x comes as source only, and is built by what newer setuptools no longer have; the scoreboard
+# says so where that fails.
+$(VENV)/.bench: $(VENV)/.core
+	$(PIP_INSTALL) --quiet --no-build-isolation -e ".[bench]"
+	@echo "setuptools<80" > $(VENV)/mmcv-build.txt
+	-MMCV_WITH_OPS=0 PIP_CONSTRAINT=$(VENV)/mmcv-build.txt PIP_BUILD_CONSTRAINT=$(VENV)/mmcv-build.txt \
+	  $(PIP_INSTALL) --quiet --no-deps mmcv
 	@touch $@
 
 # mypy reads the examples, and so needs what they import.
