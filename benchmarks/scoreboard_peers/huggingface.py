@@ -6,10 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils.data import Dataset
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
-
 from scoreboard_peers.parts import (
     Identity,
     Run,
@@ -21,6 +17,9 @@ from scoreboard_peers.parts import (
     mse,
     small_data,
 )
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
 PACKAGE = "transformers"
 NONE = {

@@ -15,9 +15,6 @@ from ignite.engine import (
 )
 from ignite.handlers import Checkpoint, DiskSaver, EarlyStopping, global_step_from_engine
 from ignite.metrics import ROC_AUC, Loss
-from torch import nn
-from torch.utils.data import DataLoader
-
 from scoreboard_peers.parts import (
     Identity,
     Run,
@@ -30,6 +27,8 @@ from scoreboard_peers.parts import (
     note_frozen,
     small_data,
 )
+from torch import nn
+from torch.utils.data import DataLoader
 
 PACKAGE = "pytorch-ignite"
 NONE = {

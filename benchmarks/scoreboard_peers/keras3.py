@@ -10,7 +10,6 @@ os.environ["KERAS_BACKEND"] = "torch"
 
 import keras
 import numpy as np
-
 from scoreboard_peers.parts import Run, Task
 
 PACKAGE = "keras"

@@ -11,10 +11,6 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
-from torchmetrics.classification import BinaryAUROC
-
 from scoreboard_peers.parts import (
     Identity,
     Run,
@@ -25,6 +21,9 @@ from scoreboard_peers.parts import (
     mse,
     small_data,
 )
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torchmetrics.classification import BinaryAUROC
 
 warnings.filterwarnings("ignore")
 logging.getLogger("lightning.pytorch").setLevel("ERROR")

@@ -26,7 +26,6 @@ from mmcv.runner import (  # noqa: E402
     EvalHook,
     IterBasedRunner,
 )
-
 from scoreboard_peers.parts import (  # noqa: E402
     Identity,
     Run,

@@ -15,8 +15,6 @@ from mmengine.hooks import CheckpointHook, EarlyStoppingHook, Hook
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
-from torch import Tensor, nn
-
 from scoreboard_peers.parts import (
     Identity,
     Run,
@@ -27,6 +25,7 @@ from scoreboard_peers.parts import (
     mse,
     small_data,
 )
+from torch import Tensor, nn
 
 warnings.filterwarnings("ignore")
 # A Runner cannot read its own file with torch 2.6 or newer otherwise.

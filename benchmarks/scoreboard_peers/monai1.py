@@ -19,9 +19,6 @@ from monai.handlers import (
 )
 from monai.handlers.ignite_metric import IgniteMetricHandler
 from monai.metrics import LossMetric
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, DistributedSampler
-
 from scoreboard_peers.parts import (
     Identity,
     Run,
@@ -33,6 +30,8 @@ from scoreboard_peers.parts import (
     note_frozen,
     small_data,
 )
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, DistributedSampler
 
 warnings.filterwarnings("ignore")
 PACKAGE = "monai"

@@ -8,10 +8,6 @@ from typing import Any
 import torch
 from ignite.engine import Engine, create_supervised_trainer
 from ignite.metrics import ROC_AUC, Metric
-from torch import nn
-from torch.utils.data import DataLoader
-
-from ignite_evalhook import EvalHook, ValLoss, create_evaluator
 from scoreboard_peers.parts import (
     Identity,
     Run,
@@ -23,6 +19,10 @@ from scoreboard_peers.parts import (
     mse,
     small_data,
 )
+from torch import nn
+from torch.utils.data import DataLoader
+
+from ignite_evalhook import EvalHook, ValLoss, create_evaluator
 
 PACKAGE = "ignite-evalhook"
 

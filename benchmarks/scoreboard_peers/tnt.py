@@ -20,15 +20,6 @@ if importlib.util.find_spec("pkg_resources") is None:
 warnings.filterwarnings("ignore")
 logging.disable(logging.WARNING)
 
-from torchtnt.framework.callbacks import EarlyStopping  # noqa: E402
-from torchtnt.framework.callbacks.checkpointer_types import RestoreOptions  # noqa: E402
-from torchtnt.framework.callbacks.dcp_saver import DistributedCheckpointSaver  # noqa: E402
-from torchtnt.framework.fit import fit as fit_unit  # noqa: E402
-from torchtnt.framework.state import State  # noqa: E402
-from torchtnt.framework.unit import EvalUnit, TrainUnit  # noqa: E402
-from torchtnt.utils.checkpoint import BestCheckpointConfig, get_best_checkpoint_path  # noqa: E402
-from torchtnt.utils.early_stop_checker import EarlyStopChecker  # noqa: E402
-
 from scoreboard_peers.parts import (  # noqa: E402
     Run,
     dropout_net,
@@ -37,6 +28,14 @@ from scoreboard_peers.parts import (  # noqa: E402
     mse,
     small_data,
 )
+from torchtnt.framework.callbacks import EarlyStopping  # noqa: E402
+from torchtnt.framework.callbacks.checkpointer_types import RestoreOptions  # noqa: E402
+from torchtnt.framework.callbacks.dcp_saver import DistributedCheckpointSaver  # noqa: E402
+from torchtnt.framework.fit import fit as fit_unit  # noqa: E402
+from torchtnt.framework.state import State  # noqa: E402
+from torchtnt.framework.unit import EvalUnit, TrainUnit  # noqa: E402
+from torchtnt.utils.checkpoint import BestCheckpointConfig, get_best_checkpoint_path  # noqa: E402
+from torchtnt.utils.early_stop_checker import EarlyStopChecker  # noqa: E402
 
 PACKAGE = "torchtnt"
 BY_HAND = "has none: losses and metrics are computed by hand"
