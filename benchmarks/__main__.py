@@ -130,6 +130,8 @@ def main(argv: list[str] | None = None) -> int:
         found = measured(name, PARTS[name], effort)
         print("\n".join(line for one in found for line in lines(one)), flush=True)
         rows += found
+        if args.save:
+            save(about, rows)  # after each part, so that a stop loses nothing
     about["took"] = f"{time.monotonic() - begin:.0f} s"
     judged = [one.met for one in rows if one.met is not None]
     print(f"\n{sum(judged)} of {len(judged)} targets met; took {about['took']}")

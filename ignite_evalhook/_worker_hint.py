@@ -11,7 +11,7 @@ from weakref import ref
 __all__: list[str] = []
 
 SHARE = 0.1  # of an evaluation, above which it is worth a word
-LEAST = 0.05  # seconds an evaluation; what saves less is not
+LEAST = 0.01  # seconds an evaluation; what saves less is not
 
 
 class WorkerHint:

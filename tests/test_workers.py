@@ -375,7 +375,7 @@ ONE, TWO = Data(), Data()
     [
         ("twice", [(ONE, 0.3, 1.0)] * 4, [1]),
         ("a tenth is not more than a tenth", [(ONE, 0.1, 1.0)] * 4, []),
-        ("little", [(ONE, 0.049, 0.1)] * 4, []),
+        ("little", [(ONE, 0.009, 0.02)] * 4, []),
         ("once", [(ONE, 0.3, 1.0), (ONE, 0.09, 1.0), (ONE, 0.3, 1.0)], []),
         ("later", [(ONE, 0.0, 1.0), (ONE, 0.3, 1.0), (ONE, 0.3, 1.0)], [2]),
         ("other data each time", [(ONE, 0.3, 1.0), (TWO, 0.3, 1.0)] * 2, []),
