@@ -134,10 +134,11 @@ def memory(effort: Effort) -> list[Row]:
             absent[name] = why
     found = by_name(names, lambda who: risen(who, batches // SLOW.get(who, 1)), effort.repetitions)
     what = f"{batches * ROWS:,} x {COLUMNS} floats"
+    size = f"{batches * ROWS * COLUMNS * 4 / 1e6:.0f} MB, of transformers a quarter"
     stream = found.pop("streaming")
     return [
         row(f"memory, {what}: streaming", "payload = 1", stream, {}, target=0.02,
             note="nobody asks for predictions, so none are kept"),
         row(f"memory, {what}: collecting", "payload = 1", found.pop(OURS), {**found, **absent},
-            target=1.05, note=f"payload {batches * ROWS * COLUMNS * 4 / 1e6:.0f} MB (transformers: 1/4)"),
+            target=1.05, note=f"payload {size}"),
     ]  # fmt: skip
