@@ -87,7 +87,7 @@ $(VENV)/.core: setup.cfg pyproject.toml constraints.txt
 	@touch $@
 
 # One stamp for each extra of setup.cfg.
-$(VENV)/.bench $(VENV)/.docs $(VENV)/.examples $(VENV)/.test: $(VENV)/.%: $(VENV)/.core
+$(VENV)/.docs $(VENV)/.examples $(VENV)/.test: $(VENV)/.%: $(VENV)/.core
 	$(PIP_INSTALL) --quiet --no-build-isolation -e ".[$*]"
 	@touch $@
 

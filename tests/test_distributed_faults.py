@@ -820,10 +820,23 @@ def test_a_rank_0_that_computes_for_longer_than_the_timeout_kills_nobody(tmp_pat
 
 def be_interrupted(rank: int, folder: Path) -> Any:
     """Get an interrupt of the system on rank 1, while it waits for rank 0."""
-    run = Run(rank, folder, compute_metrics=lambda results: compute_for(1.0))
+    sent = folder.with_name("sent")
+
+    def compute(results: list[Any]) -> dict[str, Any]:
+        for _ in range(6000):  # a minute, on a machine however busy
+            if sent.exists():
+                break
+            threading.Event().wait(0.01)
+        return compute_for(0.7)
+
+    def interrupt() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        sent.touch()
+
+    run = Run(rank, folder, compute_metrics=compute)
     run.advance()
     if rank == 1:
-        timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+        timer = threading.Timer(0.3, interrupt)
         with run.evaluator.add_event_handler(Events.EPOCH_STARTED, timer.start):
             found = run.attempt()
     else:
