@@ -836,6 +836,8 @@ def be_interrupted(rank: int, folder: Path) -> Any:
     run = Run(rank, folder, compute_metrics=compute)
     run.advance()
     if rank == 1:
+        # A shell lets what it starts in the background ignore interrupts.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         timer = threading.Timer(0.3, interrupt)
         with run.evaluator.add_event_handler(Events.EPOCH_STARTED, timer.start):
             found = run.attempt()
