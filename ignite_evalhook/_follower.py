@@ -381,6 +381,8 @@ class Follower:
                 if saving is not None and self.writes:
                     self.leaders = self._leaders_after(saving)
                     for metric in saving.entries:
+                        if self._checkpoints[metric].holds is not None:
+                            self._checkpoints[metric].undo()  # dropped, as one before it failed
                         self._note_live(metric, self._checkpoints[metric])
         if raises:
             self.raise_failure()

@@ -316,6 +316,26 @@ def test_after_a_failure_the_run_can_go_on(tmp_path: Path, monkeypatch: pytest.M
     assert hook.best.score == 0.5
 
 
+def test_what_was_to_be_written_behind_a_failure_is_taken_back_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = [{"acc": 0.5, "loss": 0.5}, {"acc": 0.7, "loss": 0.4}, {"acc": 0.6, "loss": 0.45}]
+    hook, trainer = make(said, tmp_path, save_best=["acc", "loss"])
+    with monkeypatch.context() as patch:
+        broken_disk(patch, "best_model_2_acc=0.7.pt")
+        with pytest.raises(CheckpointError, match="No space left"):
+            trainer.run([0], max_epochs=2)
+    assert {m: (b.score, b.epoch) for m, (b,) in hook.bests.items()} == {
+        "acc": (0.5, 1), "loss": (0.5, 1),
+    }  # fmt: skip
+    for metric in ("acc", "loss"):
+        assert find_best(tmp_path, metric).epoch == 1
+    trainer.state.epoch = trainer.state.iteration = 3  # Ignite runs no further after an error
+    hook.evaluate()  # 0.6 and 0.45 beat what is on disk
+    assert best_files(tmp_path) == ["best_model_3_acc=0.6.pt", "best_model_3_loss=0.45.pt"]
+    assert all(bests[0] == find_best(tmp_path, metric) for metric, bests in hook.bests.items())
+
+
 def test_a_failure_may_be_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
