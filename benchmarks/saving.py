@@ -27,7 +27,7 @@ import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -75,18 +75,21 @@ def timed(action: Callable[[], object]) -> float:
     return time.perf_counter() - begin
 
 
-def is_quiet(folder: Path) -> bool:
-    """Return whether a best is there, and no file that is still being written."""
+def is_quiet(folder: Path, kinds: Sequence[str]) -> bool:
+    """Return whether a file of each kind is there, and none that is still being written."""
     names = os.listdir(folder)
-    return any(n.startswith("best") for n in names) and not any(n.endswith(".tmp") for n in names)
+    complete = all(any(name.startswith(kind) for name in names) for kind in kinds)
+    return complete and not any(name.endswith(".tmp") for name in names)
 
 
-def stall(trainer: Engine, attach: Callable[[], object], folder: Path) -> float:
+def stall(
+    trainer: Engine, attach: Callable[[], object], folder: Path, kinds: Sequence[str] = ("best",)
+) -> float:
     """Return the seconds from the end of the second epoch to the beginning of the third."""
     marks: list[float] = []
 
     def begin(engine: Engine) -> None:
-        while engine.state.epoch == 2 and not is_quiet(folder):
+        while engine.state.epoch == 2 and not is_quiet(folder, kinds):
             time.sleep(0.01)  # what the first epoch has left to a thread is not ours to measure
         os.sync()
         marks.append(time.perf_counter())
@@ -121,7 +124,7 @@ def ours(model: nn.Module, *, last: bool = False, asynchronous: bool = False) ->
             if last:
                 hook.keep_last({"model": model})
 
-        return stall(trainer, attach, folder)
+        return stall(trainer, attach, folder, ("best.json", "last.pt") if last else ("best.json",))
 
     return save
 

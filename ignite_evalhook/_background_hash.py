@@ -1,13 +1,15 @@
 """Compute a SHA-256 in a second thread, so that the first can go on writing.
 
 On a machine with an idle core the sum of a large file then costs no time: it takes about as long
-as writing to memory, and the interpreter lock is free in both.
+as writing to memory, and the interpreter lock is free in both.  A thread that is in the background
+already hashes by itself: nobody waits for it, and the other cores are for training.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
+import threading
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -23,7 +25,8 @@ class BackgroundHash:
 
     def __init__(self) -> None:
         self._digest = hashlib.sha256()
-        self._alone: float = _SMALL  # bytes to hash before there is a thread
+        is_waited_for = threading.current_thread() is threading.main_thread()
+        self._alone: float = _SMALL if is_waited_for else math.inf  # bytes to hash here first
         self._pool: ThreadPoolExecutor | None = None
         self._busy: deque[tuple[bytearray, Future[None]]] = deque()
 

@@ -41,6 +41,7 @@ class RunFolder:
 
     def release(self) -> None:
         """Let another run have the folder."""
+        self.storage.wait()
         self._lock.release()
 
     def put_aside(self, run_id: str) -> None:

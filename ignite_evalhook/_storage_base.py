@@ -81,6 +81,10 @@ class Storage(abc.ABC):
         """Remove a file; a missing one is fine."""
 
     @abc.abstractmethod
+    def wait(self) -> None:
+        """Wait until nothing is left of what was removed, so that its room is free."""
+
+    @abc.abstractmethod
     def move(self, name: str, to: str) -> None:
         """Rename a file; a missing one is fine.
 

@@ -95,6 +95,9 @@ class FsspecStorage(Storage):
             with self._explained("remove", name):
                 self._fs.rm_file(self._full(name))
 
+    def wait(self) -> None:
+        """Do nothing: what was removed is gone."""
+
     def move(self, name: str, to: str) -> None:
         """Rename a file; see :meth:`Storage.move`."""
         candidates = spellings(checked(to))

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from ._flock import UNSUPPORTED, try_lock
 from ._hashing_file import HashingFile
+from ._removal import remove, wait_for_removals
 from ._storage_base import (
     BLOCK,
     UNHARMED,
@@ -67,6 +68,7 @@ class LocalStorage(Storage):
         """
         path = self.path(name)
         temporary = path.with_name(temporary_name(path.name))
+        self.wait()
         with self._explained("write", name, UNHARMED):
             try:
                 _make_folder(path.parent)
@@ -118,7 +120,11 @@ class LocalStorage(Storage):
         """Remove a file; a missing one is fine."""
         path = self.path(name)
         with self._explained("remove", name):
-            path.unlink(missing_ok=True)
+            remove(path)
+
+    def wait(self) -> None:
+        """Wait until nothing is left of what was removed; see :meth:`Storage.wait`."""
+        wait_for_removals()
 
     def move(self, name: str, to: str) -> None:
         """Rename a file; see :meth:`Storage.move`."""

@@ -154,3 +154,13 @@ def test_a_child_that_is_forked_in_mid_write_can_write_itself(tmp_path: Path) ->
 
     assert storage.write("x", fork_and_save) == SUM
     assert threads() == []
+
+
+def test_a_thread_in_the_background_hashes_by_itself() -> None:
+    def work() -> tuple[str, list[str]]:
+        digest = BackgroundHash()
+        digest.update(memoryview(DATA))
+        return digest.hexdigest(), threads()
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(work).result(60) == (SUM, [])
