@@ -1,5 +1,8 @@
 """Send a packed value from one rank to another, in messages of known lengths.
 
+A large payload is lent instead, where the receiver can see the sender's memory: it is told where
+to look, and answers whether it has it.  If not, the payload is sent after all.
+
 A message that was begun is sent, and received, to its end, whatever goes wrong meanwhile: else
 the next one would be taken for the rest of it.  Who talks to whom, and when, is not said here.
 """
@@ -16,12 +19,14 @@ import torch
 import torch.distributed as dist
 
 from ._packing import Packed, unpack
+from ._shared_memory import borrow, lend
 
 __all__: list[str] = []
 
 _FIRST = 4096  # bytes of a first message
 _CHUNK = 8 << 20  # bytes of each further one
 _LENGTHS = 16  # bytes: the lengths of head and payload, two int64
+_LENT = 8 << 20  # bytes; a smaller payload is sent, in about the same time as it is lent
 
 
 class LostError(Exception):
@@ -41,12 +46,18 @@ class LostError(Exception):
 class Wire:
     """The connections of this rank, by a gloo group.
 
+    Args:
+        rank: This rank.
+        group: The gloo group.
+        lends: Whether the rank to :meth:`send` to can see this one's memory.
+
     Attributes:
         interrupt: What a signal has raised while this rank waited, for the caller to raise.
     """
 
-    def __init__(self, rank: int, group: Any) -> None:
+    def __init__(self, rank: int, group: Any, *, lends: bool = False) -> None:
         self.interrupt: BaseException | None = None
+        self._lends = lends
         self._rank = rank
         self._group = group
 
@@ -55,8 +66,8 @@ class Wire:
         interrupt, self.interrupt = self.interrupt, None
         return interrupt
 
-    def send(self, rank: int, packed: Packed, pieces: Iterable[torch.Tensor]) -> Exception | None:
-        """Send a first message of fixed length, and what does not fit into it by others.
+    def send(self, rank: int, packed: Packed) -> Exception | None:
+        """Send a first message of fixed length, and what does not fit into it otherwise.
 
         Returns:
             What has kept it from being complete: then the receiver waits for another one.
@@ -64,9 +75,29 @@ class Wire:
         Raises:
             LostError: If the receiver is gone.
         """
-        first, is_all = _first_message(packed)
-        self._begin(dist.isend, first, rank)()
-        return None if is_all else self._send_rest(rank, packed, pieces)
+        try:
+            loan = lend(packed.pieces) if self._lends and packed.size >= _LENT else None
+        except Exception as error:  # noqa: BLE001  # returned; nothing has been sent yet
+            return error
+        first, is_all = _first_message(packed, "" if loan is None else loan.address)
+        try:
+            self._begin(dist.isend, first, rank)()
+            if is_all:
+                return None
+            self._send_head(rank, packed)
+            if loan is not None and self._is_taken(rank):
+                return None
+        finally:
+            if loan is not None:
+                loan.end()
+        return self._send_payload(rank, packed, packed.pieces)
+
+    def _is_taken(self, rank: int) -> bool:
+        """Return whether the receiver has what was lent; one that cannot is not asked again."""
+        answer = torch.empty(1, dtype=torch.uint8)
+        self._begin(dist.irecv, answer, rank)()
+        self._lends = bool(answer.item())
+        return self._lends
 
     def send_to_all(
         self, ranks: Iterable[int], packed: Packed, pieces: Sequence[torch.Tensor]
@@ -82,14 +113,17 @@ class Wire:
             with suppress(LostError):
                 finish()
                 if not is_all:
-                    self._send_rest(rank, packed, pieces)
+                    self._send_head(rank, packed)
+                    self._send_payload(rank, packed, pieces)
 
-    def _send_rest(
-        self, rank: int, packed: Packed, pieces: Iterable[torch.Tensor]
-    ) -> Exception | None:
-        """Send what did not fit into a first message; see :meth:`send`."""
+    def _send_head(self, rank: int, packed: Packed) -> None:
         head = torch.frombuffer(bytearray(packed.head), dtype=torch.uint8)
         self._begin(dist.isend, head, rank)()
+
+    def _send_payload(
+        self, rank: int, packed: Packed, pieces: Iterable[torch.Tensor]
+    ) -> Exception | None:
+        """Send the payload in blocks, to the end; see :meth:`send`."""
         problem: Exception | None = None
         blocks = chunks(pieces, _CHUNK)
         for start in range(0, packed.size, _CHUNK):
@@ -132,6 +166,16 @@ class Wire:
             return partial(_opened, first[_LENGTHS:middle], first[middle : middle + size].clone())
         head = torch.empty(head_length, dtype=torch.uint8)
         self._begin(dist.irecv, head, rank)()
+        if address := _bytes_of(first[_LENGTHS:]).rstrip(b"\0").decode():
+            lent = None
+            try:
+                lent = borrow(address, size)
+            except BaseException as error:  # noqa: BLE001  # a signal; raised by the caller
+                self.interrupt = error
+            taken = torch.tensor([lent is not None], dtype=torch.uint8)
+            self._begin(dist.isend, taken, rank)()
+            if lent is not None:
+                return partial(_opened, head, lent)
         try:
             payload = torch.empty(size, dtype=torch.uint8)
             opener = partial(_opened, head, payload)
@@ -181,12 +225,17 @@ class Wire:
         return lost
 
 
-def _first_message(packed: Packed) -> tuple[torch.Tensor, bool]:
-    """Return a message of fixed length, shape (_FIRST,), and whether all fits into it."""
+def _first_message(packed: Packed, address: str = "") -> tuple[torch.Tensor, bool]:
+    """Return a message of fixed length, shape (_FIRST,), and whether all fits into it.
+
+    If not, it has room for the address of a payload that is lent.
+    """
     first = torch.zeros(_FIRST, dtype=torch.uint8)
     first[:_LENGTHS] = torch.tensor([len(packed.head), packed.size]).view(torch.uint8)
     middle = _LENGTHS + len(packed.head)
     if middle + packed.size > _FIRST:
+        told = address.encode().ljust(_FIRST - _LENGTHS, b"\0")
+        first[_LENGTHS:] = torch.frombuffer(bytearray(told), dtype=torch.uint8)
         return first, False
     first[_LENGTHS:middle] = torch.frombuffer(bytearray(packed.head), dtype=torch.uint8)
     first[middle : middle + packed.size] = packed.payload()
@@ -194,8 +243,11 @@ def _first_message(packed: Packed) -> tuple[torch.Tensor, bool]:
 
 
 def _opened(head: torch.Tensor, payload: torch.Tensor) -> Any:
-    # The bytes of a tensor, without NumPy.
-    return unpack(ctypes.string_at(head.data_ptr(), len(head)), payload)
+    return unpack(_bytes_of(head), payload)
+
+
+def _bytes_of(data: torch.Tensor) -> bytes:
+    return ctypes.string_at(data.data_ptr(), len(data))  # without NumPy
 
 
 def _raise(error: Exception) -> NoReturn:

@@ -56,6 +56,7 @@ from ignite_evalhook import (
     EvalHook,
     EvaluationError,
     ValLoss,
+    _wire,
     create_evaluator,
     shard_batches,
 )
@@ -775,7 +776,8 @@ COLLECTS: list[dict[str, Any]] = [{}, {"tmpdir": True}, {"gpu_collect": True},
                                   {"tmpdir": True, "gpu_collect": True}]  # fmt: skip
 
 
-def collect(rank: int, world: int, folder: str) -> list[Any]:
+def collect(rank: int, world: int, folder: str, least: int = 8 << 20) -> list[Any]:
+    _wire._LENT = least  # bytes that are lent to rank 0 instead of sent
     found = []
     evaluator = create_evaluator(nn.Linear(1, 1), step=partial(predict, "components"))
     for given in COLLECTS:
@@ -798,7 +800,8 @@ def test_predictions_are_the_same_by_whatever_way_they_were_collected(tmp_path: 
     (folder / "mine").mkdir()
     (folder / "mine" / "0.bin").write_bytes(b"0")
     before = sorted(str(path) for path in tmp_path.rglob("*"))
-    assert on_ranks(3, collect, 3, str(folder)) == [expected] * 3
+    for least in (8 << 20, 1):
+        assert on_ranks(3, collect, 3, str(folder), least) == [expected] * 3
     assert sorted(str(path) for path in tmp_path.rglob("*")) == before
 
 
