@@ -108,7 +108,7 @@ class Session:
         self._worker_hint = WorkerHint()
         self._current: Mapping[str, Any] | None = None
         self._verdict = Verdict({}, (), False, None)
-        plan.follower.connect(self.signed_score, lambda engine: self.at)
+        plan.follower.keeper.connect(self.signed_score, lambda engine: self.at)
         self.start_over()
 
     @property
@@ -119,7 +119,7 @@ class Session:
     def attach(self, trainer: Engine) -> None:
         """Listen to ``trainer``; on every rank."""
         self.team = Team.current()
-        self.plan.follower.writes = self.team.leads
+        self.plan.follower.keeper.writes = self.team.leads
         self.trainer = trainer
         self.speaker.prepare(trainer)
         for event, handler in self._handlers():
@@ -255,7 +255,7 @@ class Session:
     def _on_interrupt(self, trainer: Engine) -> None:
         if self.last is not None:
             self.last.ended(Events.INTERRUPT)
-        if self.plan.follower.in_background:
+        if self.plan.follower.keeper.in_background:
             trainer.add_event_handler(Events.INTERRUPT, self._wait_late, Events.INTERRUPT)
 
     def _wait_late(self, trainer: Engine, event: Any) -> None:
@@ -431,7 +431,7 @@ class Session:
             if self._own_state:
                 folder.reconcile_history(self.history, self.run_id)
         self.plan.follower.begin(self.run_id)
-        self._share_account(section)
+        self.plan.follower.share_account(section)
         self._begun = True
         self._announce_plan()
 
@@ -451,37 +451,25 @@ class Session:
         Raises:
             CheckpointError: If one could not be written.
         """
-        if self.plan.follower.in_background and self._begun:
+        if self.plan.follower.keeper.in_background and self._begun:
             with self.team.together(f"{self.name}: files of the best") as section:
-                self._share_written(section, wait=wait)
-
-    def _share_written(self, section: Section, *, wait: bool) -> None:
-        self.plan.follower.join(wait=wait, raises=False)
-        self._share_account(section)  # first, so that a best that failed is none on every rank
-        self.plan.follower.raise_failure()
+                self.plan.follower.share_written(section, wait=wait)
 
     def wait_for_files(self) -> None:
         """Wait for files that are being written, if there are any; on every rank."""
-        if self.plan.follower.is_saving:
+        if self.plan.follower.keeper.is_saving:
             self._hear_of_files()
 
     def background(self) -> Background | None:
         """Return what the last checkpoint needs to be written in the background, if it is to be."""
         follower = self.plan.follower
-        if not follower.in_background:
+        if not follower.keeper.in_background:
             return None
 
         def complete(state: dict[str, Any]) -> None:
             follower.complete(state["follower"])
 
-        return Background(follower.writer, self.present_state, complete)
-
-    def _share_account(self, section: Section) -> None:
-        """Tell every rank which best files rank 0 has found."""
-        follower = self.plan.follower
-        account = section.meet("files", None, lambda said: follower.account())
-        if not self.team.leads:
-            follower.adopt_account(account)
+        return Background(follower.keeper.writer, self.present_state, complete)
 
     def _announce_plan(self) -> None:
         parts = [f"{self.name}: evaluate {self.plan.schedule}"]
@@ -569,14 +557,15 @@ class Session:
             with self.team.together(f"{self.name} at {at}") as section:
                 record, outcome = self._evaluate(trainer, at, data, section)
         except BaseException:
-            follower.undo()
+            follower.keeper.undo()
             follower.unchoose(followed)
             raise
         finally:
             self._evaluating = False
             self._current = None
         scores = self._verdict.scores
-        before = [(t, follower.leading_score(t.metric)) for t in follower.targets]
+        best_before = follower.scores()
+        before = [(t, best_before.get(t.metric)) for t in follower.targets]
         shows = logger.isEnabledFor(logging.INFO)
         line = f"{self.name} at {at}: {describe(record, scores, before)}" if shows else ""
         self.history.append(record)
@@ -609,11 +598,11 @@ class Session:
             )
             failed: set[str] = set()
             if self._verdict.saves:
-                if follower.in_background:
-                    self._share_written(section, wait=True)  # one save in flight
-                states = whole_states(follower.to_save, self.team)
-                if follower.writes:
-                    failed = follower.save(trainer, self._verdict.scores, states)
+                if follower.keeper.in_background:
+                    follower.share_written(section, wait=True)  # one save in flight
+                states = whole_states(follower.keeper.to_save, self.team)
+                if follower.keeper.writes:
+                    failed = follower.keeper.save(trainer, self._verdict.scores, states)
 
         def record_of(improved: tuple[str, ...], seconds: float) -> EvalRecord:
             return EvalRecord(
@@ -628,8 +617,7 @@ class Session:
             return improved, outcome.seconds, follower.account()
 
         improved, seconds, account = section.close(None, write_down)
-        if not self.team.leads:
-            follower.adopt_account(account)
+        follower.adopt_account(account)
         return record_of(improved, seconds), outcome
 
     def _judge(self, metrics: dict[str, Any], computed: Sequence[str]) -> Verdict:
@@ -643,14 +631,14 @@ class Session:
         follower.check_watched(unseen, metrics, empty=empty, when=when)
         scores = follower.judge(metrics, empty=empty, when=when)
         self._current = metrics  # what the score of this evaluation is read from
-        saves = follower.would_save(scores)
+        saves = follower.keeper.would_save(scores)
         return Verdict(scores, follower.improved(scores), saves, follower.first)
 
     def _adopt(self, metrics: dict[str, Any], verdict: Verdict) -> None:
         """Take over what was decided, before handlers of the evaluator's COMPLETED see it."""
         self._verdict = verdict
         self._current = metrics
-        self.plan.follower.adopt_choice(verdict.first)
+        self.plan.follower.followed.adopt(verdict.first)
 
     # -- scores and state ---------------------------------------------------------------------
 
