@@ -20,7 +20,7 @@ from ._scores import ScoreReader
 from ._sidecar import Kept
 from ._storage import Storage
 from ._targets import Targets
-from ._team import Section
+from ._team import Section, Team
 
 __all__: list[str] = []
 
@@ -31,6 +31,22 @@ class FollowerState(NamedTuple):
     targets: tuple[Target, ...]
     leaders: dict[str, Leader]
     live: Live
+
+
+class Verdict(NamedTuple):
+    """What was decided about an evaluation, as it is told to all ranks.
+
+    Attributes:
+        scores: The scores that can be compared, by metric.
+        improved: The metrics for which they are a new best.
+        saves: Whether a file is to be written.
+        first: The first followed metric, which ``"auto"`` may just have chosen.
+    """
+
+    scores: dict[str, float]
+    improved: tuple[str, ...]
+    saves: bool
+    first: str | None
 
 
 class Follower:
@@ -96,49 +112,54 @@ class Follower:
 
     # -- one evaluation -----------------------------------------------------------------------
 
-    def resolve(self, metrics: Mapping[str, Any], order: Iterable[str]) -> None:
-        """Let ``"auto"`` choose the first scalar in ``order``, once.
+    def judge(
+        self,
+        metrics: Mapping[str, Any],
+        order: Iterable[str],
+        watched: Iterable[str],
+        *,
+        empty: bool,
+        when: str,
+    ) -> Verdict:
+        """Judge complete metrics, on the rank that decides.
+
+        Args:
+            metrics: What an evaluation said.
+            order: Names, in the order in which ``"auto"`` looks for the first scalar.
+            watched: Further metrics that have to be numbers.
+            empty: Whether the evaluation had nothing to say, which is no mistake.
+            when: Words for the moment, for messages.
 
         Raises:
-            EvaluationError: If there is no scalar.
-            RuleInferenceError: If its name does not tell the rule.
+            EvaluationError: If a metric is missing or no number, and that is not to be skipped.
+            RuleInferenceError: If ``"auto"`` chooses one whose name does not tell its rule.
         """
         if self.followed.auto and not self.targets and metrics:
             self.followed.choose(metrics, order)
             self.keeper.bind(self.targets)
+        names = [target.metric for target in self.targets]
+        for metric in dict.fromkeys(watched):
+            if metric not in names:
+                self.reader.check(metric, metrics, empty=empty, when=when)
+        scores = self.reader.read(metrics, names, empty=empty, when=when)
+        better = improved(self.targets, scores, self.leaders)
+        return Verdict(scores, better, self.keeper.would_save(scores), self.first)
 
-    def unchoose(self, targets: tuple[Target, ...]) -> None:
-        """Follow ``targets`` again, if ``"auto"`` has chosen in an evaluation that failed."""
+    def undo(self, targets: tuple[Target, ...]) -> None:
+        """Take an evaluation that failed back.
+
+        Args:
+            targets: What was followed before it, in which ``"auto"`` may have chosen.
+        """
+        self.keeper.undo()
         if self.targets != targets:
             self.followed.now = targets
             self.keeper.let_go()
 
-    def judge(self, metrics: Mapping[str, Any], *, empty: bool, when: str) -> dict[str, float]:
-        """Return the scores by metric that can be compared; see :meth:`ScoreReader.read`."""
-        followed = [target.metric for target in self.targets]
-        return self.reader.read(metrics, followed, empty=empty, when=when)
-
-    def check_watched(
-        self, watched: Iterable[str], metrics: Mapping[str, Any], *, empty: bool, when: str
-    ) -> None:
-        """Check the metrics that early stopping and schedulers watch, as :meth:`judge` does.
-
-        Raises:
-            EvaluationError: If one is missing or no number.
-        """
-        followed = {target.metric for target in self.targets}
-        for metric in dict.fromkeys(watched):
-            if metric not in followed:
-                self.reader.check(metric, metrics, empty=empty, when=when)
-
-    def improved(self, scores: Mapping[str, float]) -> tuple[str, ...]:
-        """Return the metrics for which ``scores`` are a new best."""
-        return improved(self.targets, scores, self.leaders)
-
-    def accept(self, improved: Iterable[str], scores: Mapping[str, float], at: Position) -> None:
+    def accept(self, better: Iterable[str], scores: Mapping[str, float], at: Position) -> None:
         """Remember new bests."""
         self._leaders_before = dict(self.leaders)
-        for metric in improved:
+        for metric in better:
             self.leaders[metric] = Leader(scores[metric], at.epoch, at.iteration)
 
     def settle(self, *, saves: bool) -> None:
@@ -244,6 +265,20 @@ class Follower:
         self.join(wait=wait, raises=False)
         self.share_account(section)  # first, so that a best that failed is none on every rank
         self.keeper.raise_failure()
+
+    def hear_of_files(self, team: Team, *, wait: bool = True) -> None:
+        """Let every rank take note of what was written in the background, if anything is.
+
+        Args:
+            team: The ranks, all of which call this.
+            wait: Wait until the files are there.
+
+        Raises:
+            CheckpointError: If one could not be written.
+        """
+        if self.keeper.in_background:
+            with team.together(f"{self.name}: files of the best") as section:
+                self.share_written(section, wait=wait)
 
     # -- runs and restarts --------------------------------------------------------------------
 
