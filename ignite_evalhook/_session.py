@@ -75,7 +75,7 @@ class Session:
         self.team = Team.current()
         self.plan.follower.keeper.writes = self.team.leads
         self.trainer = trainer
-        self._lookout.next_look = 0
+        self._lookout.next_look = 0  # what the start of a run asks for may have to be done
         self.speaker.prepare(trainer)
         for event, handler in self._handlers():
             trainer.add_event_handler(event, handler)

@@ -296,6 +296,29 @@ def test_a_failure_is_raised_at_the_next_evaluation_and_the_old_best_stays(
     assert model.weight.item() == 1.0
 
 
+def test_a_reset_that_hears_of_a_failure_has_forgotten_everything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken_disk(monkeypatch, "best_model_3_acc=0.7.pt")
+    hook, trainer = make([0.5, 0.4, 0.7, 0.1], tmp_path)
+    stopper = hook.early_stopping(5)
+    before: list[str] = []
+
+    @trainer.on(Events.EPOCH_COMPLETED(once=3))
+    def reset() -> None:
+        before.append(hook._session.run.id)
+        assert stopper.best_score == 0.7
+        with pytest.raises(CheckpointError, match="No space left on device"):
+            hook.reset()
+        assert list(hook.history) == []
+        assert hook.best is None
+        assert stopper.best_score is None
+        assert hook.state_dict()["run_id"] not in before
+
+    trainer.run([0], max_epochs=3)
+    assert [record.metrics for record in hook.history] == [{"acc": 0.1}]  # of the new run
+
+
 def test_a_failure_of_the_last_best_is_raised_at_the_end_of_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
