@@ -79,8 +79,7 @@ class Follower:
         self.reader = ScoreReader(name, on_bad_score)
         self.leaders: dict[str, Leader] = {}
         self.keeper = Keeper(name, checkpoint)
-        self._leaders_before: dict[str, Leader] = {}  # the last evaluation
-        self._fallback: dict[str, Leader] = {}  # leaders before files that are being written
+        self._leaders_before: dict[str, Leader] = {}  # before what is being written
 
     @property
     def wanted(self) -> Mapping[str, int | None]:
@@ -134,15 +133,17 @@ class Follower:
             EvaluationError: If a metric is missing or no number, and that is not to be skipped.
             RuleInferenceError: If ``"auto"`` chooses one whose name does not tell its rule.
         """
-        if self.followed.auto and not self.targets and metrics:
+        targets = self.targets
+        if self.followed.auto and not targets and metrics:
             self.followed.choose(metrics, order)
-            self.keeper.bind(self.targets)
-        names = [target.metric for target in self.targets]
+            targets = self.targets
+            self.keeper.bind(targets)
+        names = [target.metric for target in targets]
         for metric in dict.fromkeys(watched):
             if metric not in names:
                 self.reader.check(metric, metrics, empty=empty, when=when)
         scores = self.reader.read(metrics, names, empty=empty, when=when)
-        better = improved(self.targets, scores, self.leaders)
+        better = improved(targets, scores, self.leaders)
         return Verdict(scores, better, self.keeper.would_save(scores), self.first)
 
     def undo(self, targets: tuple[Target, ...]) -> None:
@@ -158,15 +159,10 @@ class Follower:
 
     def accept(self, better: Iterable[str], scores: Mapping[str, float], at: Position) -> None:
         """Remember new bests."""
-        self._leaders_before = dict(self.leaders)
+        if not self.keeper.is_saving:
+            self._leaders_before = dict(self.leaders)
         for metric in better:
             self.leaders[metric] = Leader(scores[metric], at.epoch, at.iteration)
-
-    def settle(self, *, saves: bool) -> None:
-        """Let the keeper :meth:`~Keeper.settle` what :meth:`accept` was about."""
-        if saves:
-            self._fallback = self._leaders_before
-        self.keeper.settle(saves=saves)
 
     # -- what is best -------------------------------------------------------------------------
 
@@ -226,7 +222,8 @@ class Follower:
             try:
                 self.keeper.wait()
             finally:
-                self.leaders = without_lost(self.leaders, self._fallback, self.keeper.take_note())
+                lost = self.keeper.take_note()
+                self.leaders = without_lost(self.leaders, self._leaders_before, lost)
         if raises:
             self.keeper.raise_failure()
 
@@ -234,7 +231,7 @@ class Follower:
         """Let a :meth:`state` of a moment ago say what is on disk now; in the writer's thread."""
         state["kept"].update(self.keeper.on_disk())
         if self.keeper.is_saving:
-            leaders = without_lost(self.leaders, self._fallback, self.keeper.lost())
+            leaders = without_lost(self.leaders, self._leaders_before, self.keeper.lost())
             state["leaders"] = _plain_leaders(leaders)
 
     # -- several ranks ------------------------------------------------------------------------

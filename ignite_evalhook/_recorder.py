@@ -115,7 +115,7 @@ class Recorder:
         follower.accept(record.best_of, verdict.scores, at)
         self._advise(data, outcome)
         with team.together(f"{name}: listeners"):
-            follower.settle(saves=verdict.saves)
+            follower.keeper.settle(saves=verdict.saves)
             self._watchers.heed(record, self._plan.evaluation.evaluator)
             history = self._run.history
             self._speaker.fire(trainer, EvalEvents.EVAL_COMPLETED, record, len(history))

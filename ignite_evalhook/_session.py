@@ -1,4 +1,4 @@
-"""Listen to a trainer, from ``attach`` to ``detach``, and act at the right moments.
+"""Listen to a trainer, from ``attach`` to ``detach``.
 
 Everything else is done by the layers below: ``_whereabouts`` and ``_lookout`` say when an
 evaluation is due, ``_start`` makes ready, ``_recorder`` evaluates, ``_run`` knows what was before.

@@ -1,4 +1,4 @@
-"""Make ready for a run: what can be checked is checked, and the folder taken over."""
+"""Make ready for a run: first look for what would go wrong, then take over the folder."""
 
 from __future__ import annotations
 
