@@ -19,7 +19,7 @@ from ._best_files import BestFiles, as_live, sidecar_name
 from ._checkpoint import BestCheckpoint
 from ._load_best import read_sidecar
 from ._log import logger
-from ._moment import Position
+from ._moment import START, Position
 from ._reconcile import reconcile
 from ._sidecar import Kept, Sidecar, sort_entries
 from ._storage import Storage
@@ -69,7 +69,7 @@ class Keeper:
         self._saving: Saving | None = None
         self._failure: CheckpointError | None = None  # of the writer's, not raised yet
         self._score: Callable[[str], float] = lambda metric: -math.inf
-        self._position: Callable[[Engine], Position] | None = None
+        self._position: Callable[[Engine], Position] = lambda engine: START
         self._run_id = ""
         if checkpoint is not None:
             checkpoint.take(name)
@@ -81,14 +81,10 @@ class Keeper:
         self._score, self._position = score, position
 
     @property
-    def where(self) -> Storage | BaseSaveHandler | None:
-        """Where best files go."""
-        return None if self.checkpoint is None else self.checkpoint.saver.target
-
-    @property
     def storage(self) -> Storage | None:
         """The folder that best files go to, if it is one."""
-        return None if isinstance(self.where, BaseSaveHandler) else self.where
+        where = None if self.checkpoint is None else self.checkpoint.saver.target
+        return None if isinstance(where, BaseSaveHandler) else where
 
     @property
     def to_save(self) -> Mapping[str, Any]:
@@ -122,26 +118,20 @@ class Keeper:
 
     def bind(self, targets: tuple[Target, ...]) -> None:
         """Keep files of these metrics; the first one decides."""
-        where = self.where
-        if (
-            not self.writes
-            or where is None
-            or self.checkpoint is None
-            or not targets
-            or self._position is None
-        ):
+        if self.checkpoint is None or not self.writes or not targets:
             return
         self._targets = targets
         empty = Sidecar(self.name, self._run_id, targets)
-        files = self._files = BestFiles(where, empty, self.checkpoint.alias)
+        files = BestFiles(self.checkpoint.saver.target, empty, self.checkpoint.alias)
+        self._files = files
         for number, target in enumerate(targets):
             checkpoint = self.checkpoint if number == 0 else self.checkpoint.for_another()
             score = _scored(self._score, target.metric)
             checkpoint.bind(target, files, score, self._position)
             self._checkpoints[target.metric] = checkpoint
             self._restore(target, None)
-        if isinstance(where, Storage):
-            self._reconcile(where, files)
+        if self.storage is not None:
+            self._reconcile(self.storage, files)
 
     def _restore(self, target: Target, limit: int | None) -> None:
         """Let a checkpoint go on from the first ``limit`` files of the run's."""

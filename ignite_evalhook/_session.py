@@ -233,7 +233,8 @@ class Session:
 
     def _begin(self, *, at_start: bool = False) -> None:
         """Do what the start of a run asks for, at the first event that is seen."""
-        trainer, state, run = self.need_trainer(), self.need_trainer().state, self.run
+        trainer, run = self.need_trainer(), self.run
+        state = trainer.state
         with self.team.together(f"{self.name}: start") as section:
             finished = self._take_up(at_start=at_start)
             is_known = run.is_known
@@ -296,6 +297,7 @@ class Session:
             if not self.run.has_begun:
                 self.recorder.check_idle()
                 if self.run.loaded is not None:
+                    # Refuses a trainer that is behind.
                     had_ended(self.run.loaded, trainer.state, at_start=False)
             self._prepare(section)
         try:
