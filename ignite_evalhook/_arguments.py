@@ -19,10 +19,10 @@ from torch.utils.data import Dataset, IterableDataset
 from ._averaged import averaged_weights
 from ._checkpoint import check_n_saved
 from ._evaluation import parameters_of
+from ._targets import AUTO
 
 __all__: list[str] = []
 
-AUTO = "auto"
 
 FOREIGN = {
     "monitor": "save_best=",

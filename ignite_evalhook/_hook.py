@@ -47,6 +47,7 @@ from ._follower import Follower
 from ._history import EvalRecord, History
 from ._last import LastCheckpoint
 from ._load_best import load_entry
+from ._plan import Plan
 from ._results import PreEval
 from ._rules import (
     DEFAULT_GREATER_KEYS,
@@ -57,7 +58,7 @@ from ._rules import (
     match_rule,
 )
 from ._schedule import Schedule
-from ._session import Plan, Session
+from ._session import Session
 from ._settings import (
     Function,
     OutDir,

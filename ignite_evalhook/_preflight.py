@@ -11,9 +11,10 @@ from typing import Any
 
 from ._engine import attached_metrics, check_metrics, grad_mode, has_unknown_handlers, probe
 from ._evaluation import Evaluation, to_number
-from ._follower import Follower, missing_words
+from ._follower import Follower
 from ._loading import plan_batches
 from ._plain import to_plain
+from ._scores import missing_words
 from ._storage import Storage
 from ._team import Section
 
@@ -76,7 +77,7 @@ def check_evaluation(
         # time; so that is done only where the answer depends on it.
         found = probe(evaluation.evaluator, batch, compute=False)
         missing = [name for name in wanted if name not in sure and name not in found]
-        auto = "auto" in follower.wanted and not follower.targets and not unsure
+        auto = follower.followed.auto and not follower.targets and not unsure
         if (missing and not unsure) or auto:
             found = probe(evaluation.evaluator, batch, compute=True)
             unsure = any(name in found and found[name] is None for name in metric_names)
@@ -85,4 +86,5 @@ def check_evaluation(
         if name not in names and not unsure:
             raise ValueError(missing_words(name, names))
     if auto and not unsure:
-        follower.check_auto({name: to_number(value) for name, value in found.items()}, found)
+        numbers = {name: to_number(value) for name, value in found.items()}
+        follower.followed.would_choose(numbers, found)  # raises where it cannot tell the rule

@@ -156,7 +156,7 @@ def _write(hook: EvalHook, metric: str, best: Best, convert: Convert | None) -> 
         ValueError: If the weights do not fit.
     """
     plan = hook._plan
-    checkpoint, storage = plan.follower.checkpoint, plan.follower.storage
+    checkpoint, storage = plan.follower.keeper.checkpoint, plan.follower.storage
     if checkpoint is None or storage is None:
         return None
     modules = {n: item for n, item in checkpoint.to_save.items() if isinstance(item, nn.Module)}

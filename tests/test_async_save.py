@@ -93,12 +93,13 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
     gate.opened.set()
 
 
-def broken_disk(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
-    """Let writes of some files fail."""
+def broken_disk(monkeypatch: pytest.MonkeyPatch, *names: str, gate: Gate | None = None) -> None:
+    """Let writes of some files fail, behind a gate if there is one."""
     real = LocalStorage.write
 
     def write(storage: LocalStorage, name: str, save: Callable[[Any], object]) -> str:
         if name in names:
+            assert gate is None or gate.opened.wait(DEADLINE)
             raise CheckpointError(f"could not write {name}: No space left on device [ENOSPC]")
         return real(storage, name, save)
 
@@ -294,6 +295,54 @@ def test_a_failure_is_raised_at_the_next_evaluation_and_the_old_best_stays(
     model = counter()
     load_best(tmp_path, {"model": model})
     assert model.weight.item() == 1.0
+
+
+def test_a_best_that_fails_after_a_later_evaluation_gives_way_to_the_one_before_it(
+    tmp_path: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken_disk(monkeypatch, "best_model_2_acc=0.7.pt", gate=gate)
+    hook, trainer = make([0.5, 0.7, 0.6], tmp_path)
+    gate.opened.set()
+
+    @trainer.on(Events.EPOCH_COMPLETED(once=1))
+    def close() -> None:
+        hook.load_best()  # waits
+        gate.opened.clear()
+
+    @trainer.on(Events.EPOCH_COMPLETED(once=3))
+    def let_it_fail() -> None:
+        assert hook.best is not None
+        assert hook.best.score == 0.7
+        gate.opened.set()
+
+    with pytest.raises(CheckpointError, match="No space left on device"):
+        trainer.run([0], max_epochs=3)
+    assert [r.epoch for r in hook.history] == [1, 2, 3]
+    assert hook.best is not None
+    assert (hook.best.score, hook.best.epoch) == (0.5, 1)
+
+
+def test_a_reset_that_hears_of_a_failure_has_forgotten_everything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken_disk(monkeypatch, "best_model_3_acc=0.7.pt")
+    hook, trainer = make([0.5, 0.4, 0.7, 0.1], tmp_path)
+    stopper = hook.early_stopping(5)
+    before: list[str] = []
+
+    @trainer.on(Events.EPOCH_COMPLETED(once=3))
+    def reset() -> None:
+        before.append(hook._session.run.id)
+        assert stopper.best_score == 0.7
+        with pytest.raises(CheckpointError, match="No space left on device"):
+            hook.reset()
+        assert list(hook.history) == []
+        assert hook.best is None
+        assert stopper.best_score is None
+        assert hook.state_dict()["run_id"] not in before
+
+    trainer.run([0], max_epochs=3)
+    assert [record.metrics for record in hook.history] == [{"acc": 0.1}]  # of the new run
 
 
 def test_a_failure_of_the_last_best_is_raised_at_the_end_of_the_run(

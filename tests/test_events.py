@@ -777,6 +777,28 @@ def test_a_hook_that_was_away_holds_its_folder_again(tmp_path: Path) -> None:
     assert len(other.history) == 0
 
 
+def test_a_hook_attached_again_in_mid_epoch_holds_its_folder_from_the_next_iteration_on(
+    tmp_path: Path,
+) -> None:
+    options = {"out_dir": tmp_path, "model": nn.Linear(1, 1), "by_epoch": False, "interval": 4}
+    trainer, hook = make_trainer(), make_hook(**options)
+    hook.attach(trainer)
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=5), hook.detach)
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=6), lambda: hook.attach(trainer))
+    other = make_hook(**options).attach(make_trainer())
+    refused: list[int] = []
+
+    @trainer.on(Events.ITERATION_COMPLETED(once=7))
+    def try_to_have_it() -> None:
+        with pytest.raises(StateError):
+            other.evaluate()
+        refused.append(trainer.state.iteration)
+
+    run(trainer, epochs=1, length=12)
+    assert refused == [7]
+    assert iterations(hook) == [4, 8, 12]
+
+
 def test_reset_forgets_history_and_best_and_touches_no_file(tmp_path: Path) -> None:
     trainer, hook = make_trainer(), make_hook([0.5, 0.3], out_dir=tmp_path, model=nn.Linear(1, 1))
     hook.attach(trainer)

@@ -1,0 +1,32 @@
+"""Hold what a hook was constructed to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ._best import Target
+from ._evaluation import Evaluation
+from ._folder import RunFolder
+from ._follower import Follower
+from ._schedule import Schedule
+
+__all__: list[str] = []
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a hook was constructed to do."""
+
+    name: str
+    schedule: Schedule
+    at_end: bool
+    preflight: bool
+    clock: Callable[[], float]
+    dataloader: Iterable[Any] | None  # None for a function evaluator
+    evaluation: Evaluation
+    follower: Follower
+    folder: RunFolder | None
+    to_save: Mapping[str, Any]
+    explain: Callable[[Target], str]  # says how a metric's rule came about

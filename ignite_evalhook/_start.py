@@ -1,0 +1,74 @@
+"""Make ready for a run: first look for what would go wrong, then take over the folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from ._folder import RunFolder
+from ._log import logger
+from ._plan import Plan
+from ._preflight import check_evaluation, check_saving
+from ._run import Run, check_same_standing
+from ._team import Section
+from ._whole_state import whole_states
+
+__all__: list[str] = []
+
+
+def prepare(
+    plan: Plan,
+    run: Run,
+    section: Section,
+    *,
+    iteration: int,
+    watched: Iterable[str],
+    claim: Callable[[RunFolder], None],
+) -> None:
+    """Make ready, on every rank; for a run that has begun, only own the folder again.
+
+    Only rank 0 touches the folder; the others are told of it.
+
+    Args:
+        plan: What the hook was constructed to do.
+        run: The run, which gets the name that it has on rank 0.
+        section: What all ranks go through together.
+        iteration: Iterations that the trainer has completed.
+        watched: Metrics that have to be there, besides the followed ones.
+        claim: Makes a folder the hook's own.
+
+    Raises:
+        StateError: If the ranks do not stand at the same place, or the folder is another's.
+        Exception: Whatever :mod:`._preflight` finds.
+    """
+    team = section.team
+    folder = plan.folder if team.leads else None
+    # A new run has another name on each rank.
+    run.id = section.meet("state", [run.standing(iteration), run.id], check_same_standing)
+    if run.has_begun:
+        if folder is not None:
+            claim(folder)
+        return
+    if plan.preflight and plan.schedule.interval is not None:
+        states = whole_states(plan.to_save, team)
+        check_saving(None if folder is None else folder.storage, states)
+        check_evaluation(plan.evaluation, plan.dataloader, plan.follower, watched, section)
+    if folder is not None:
+        claim(folder)
+        folder.put_aside(run.id)
+        if run.is_known:
+            folder.reconcile_history(run.history, run.id)
+    plan.follower.begin(run.id)
+    plan.follower.share_account(section)
+    run.has_begun = True
+    logger.info(announcement(plan))
+
+
+def announcement(plan: Plan) -> str:
+    """Say in one line, for people, what a hook is going to do."""
+    parts = [f"{plan.name}: evaluate {plan.schedule}"]
+    targets = [plan.explain(target) for target in plan.follower.targets]
+    if targets and plan.schedule.interval is not None:
+        parts.append(f"best by {', '.join(targets)}")
+    if plan.folder is not None:
+        parts.append(f"files in {plan.folder.storage.location}")
+    return "; ".join(parts)

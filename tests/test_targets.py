@@ -1,0 +1,116 @@
+"""Which metrics are followed, and what ``"auto"`` chooses and remembers."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from ignite_evalhook._best import Target
+from ignite_evalhook._rules import Rule, infer_rule
+from ignite_evalhook._targets import Targets
+from ignite_evalhook.exceptions import EvaluationError, RuleInferenceError, StateError
+
+
+def targets(*names: str) -> Targets:
+    return Targets(dict.fromkeys(names, 1), lambda name, n: Target(name, infer_rule(name), n or 9))
+
+
+def followed(some: Targets) -> list[tuple[str, str]]:
+    return [(target.metric, target.rule.value) for target in some.now]
+
+
+def test_what_is_named_is_followed_in_that_order() -> None:
+    assert followed(targets("acc", "loss")) == [("acc", "greater"), ("loss", "less")]
+    assert followed(targets()) == followed(targets("auto")) == []
+
+
+@pytest.mark.parametrize(
+    ("some", "metric", "words"),
+    [
+        (targets("acc"), "loss", "'loss' is not followed; save_best names ['acc']"),
+        (targets(), None, "save_best names no metric; pass metric="),
+        (targets("auto"), None, "save_best is not resolved yet; pass metric="),
+    ],
+)
+def test_what_is_not_followed_is_refused(some: Targets, metric: str | None, words: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(words)):
+        some.get(metric)
+
+
+def test_auto_chooses_the_first_number_in_order_and_may_forget_it() -> None:
+    some = targets("auto")
+    metrics = {"loss": 0.0, "note": "fine", "acc": 1}
+    assert some.would_choose(metrics, ["note", "acc", "loss"]) == some._chosen("acc")
+    assert some.now == ()
+    some.choose(metrics, ["note", "acc", "loss"])
+    assert some.get() == some.get("acc") == some.now[0]
+    some.forget()
+    assert some.now == ()
+    fixed = targets("acc")
+    fixed.forget()
+    assert followed(fixed) == [("acc", "greater")]
+
+
+def test_auto_says_what_it_cannot_choose_from() -> None:
+    some = targets("auto")
+    with pytest.raises(EvaluationError, match=re.escape("no number among ['note']")):
+        some.choose({"note": "fine"}, ["note"])
+    with pytest.raises(RuleInferenceError, match="quux"):
+        some.choose({"quux": 1.0}, ["quux"])
+    assert some.now == ()
+
+
+def test_a_rank_takes_over_what_was_chosen_once() -> None:
+    some = targets("auto")
+    some.adopt(None)
+    assert followed(some) == []
+    some.adopt("loss")
+    some.adopt("acc")
+    assert followed(some) == [("loss", "less")]
+    for fixed in (targets("acc"), targets()):
+        before = fixed.now
+        fixed.adopt("loss")
+        assert fixed.now == before
+
+
+def chosen(metric: str) -> Targets:
+    some = targets("auto")
+    some.adopt(metric)
+    return some
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "then"),
+    [
+        (targets("acc", "loss"), targets("acc", "loss"), ["acc", "loss"]),
+        (targets(), targets(), []),
+        (targets("auto"), targets("auto"), []),
+        (chosen("acc"), targets("auto"), ["acc"]),
+        (chosen("acc"), chosen("loss"), ["acc"]),
+        (chosen("acc"), targets("acc"), ["acc"]),
+        (targets("acc"), targets("loss"), "followed acc (greater), this hook follows loss (less)"),
+        (targets("acc"), targets(), "followed acc (greater), this hook follows nothing"),
+        (targets("acc"), targets("auto"), "followed acc (greater), this hook follows nothing"),
+        (targets("auto"), targets("acc"), "followed nothing, this hook follows acc (greater)"),
+    ],
+)
+def test_a_state_of_the_same_metrics_loads_and_another_is_refused(
+    theirs: Targets, ours: Targets, then: list[str] | str
+) -> None:
+    state = theirs.state()
+    if isinstance(then, str):
+        with pytest.raises(StateError, match=re.escape(f"the state of 'val' {then}")):
+            ours.check_state(state, "val")
+        return
+    before = ours.now
+    ours.check_state(state, "val")
+    assert [target.metric for target in ours.read_state(state)] == then
+    assert ours.now == before
+
+
+def test_a_rule_that_is_inferred_otherwise_now_is_refused() -> None:
+    state: dict[str, Any] = {"auto": True, "targets": [["acc", Rule.LESS.value]]}
+    with pytest.raises(StateError, match="the state's rule for 'acc' was 'less'"):
+        targets("auto").read_state(state)
