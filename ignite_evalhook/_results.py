@@ -55,6 +55,7 @@ class ResultCollector:
         self._memory = HostMemory()  # of the batches
         self._joined = HostMemory()  # of those that were joined
         self._settled = 0  # parts that stay what they are
+        self._before = 0  # bytes that those have in the batches' memory
         self._parts: list[Kept] = []
         self._next = 0  # number of the next batch
         self._seen: int | None = 0  # samples of all batches before; None: some were not seen here
@@ -90,7 +91,8 @@ class ResultCollector:
         self._parts.append((number, at, count, table))
         self._next = number + 1
         self._seen = None if seen is None else seen + (0 if count is None else count)
-        if self._memory.total >= _SETTLE or len(self._parts) - self._settled >= _MANY:
+        new = self._memory.total - self._before
+        if new >= _SETTLE or len(self._parts) - self._settled >= _MANY:
             self._settle()
 
     def _settle(self) -> None:
@@ -98,12 +100,13 @@ class ResultCollector:
         begin, end = self._settled, len(self._parts)
         if not self._join or begin == end:
             return
-        if self._memory.total < _LARGE * (end - begin):
+        if self._memory.total - self._before < _LARGE * (end - begin):
             with torch.inference_mode(False), torch.no_grad():
                 tables = joined([part[3] for part in self._parts[begin:]], self._joined)
             pairs = zip(self._parts[begin:], tables, strict=True)
             self._parts[begin:] = [(*part[:3], table) for part, table in pairs]
-        self._memory, self._settled = HostMemory(), end
+            self._memory = HostMemory()
+        self._settled, self._before = end, self._memory.total
 
     def parts(self) -> list[Part]:
         """Return what was collected, as nested plain values, for another rank's ``merge``."""

@@ -21,6 +21,7 @@ How an output becomes a table is the business of ``_results``.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable
 from itertools import accumulate
 from typing import Any, Protocol
@@ -90,20 +91,27 @@ class Reader(Protocol):
 
 def reader_of(table: Table) -> Reader:
     """Open the columns of a table, and return what makes items of them."""
+    return _reader(table, {})
+
+
+def _reader(table: Table, known: dict[int, _Sizes]) -> Reader:
     kind = table[0]
     if kind == "rows":
         data = opened(table[1])
         whole = isinstance(data, Tensor) and data.ndim > 1 and data.numel() > 0
         return _Parts(data) if whole and data.is_contiguous() else _Rows(data)
     if kind == "ragged":
-        return _Ragged(opened(table[1]), opened(table[2]))
+        sizes = known.get(id(table[2]))
+        if sizes is None:
+            sizes = known[id(table[2])] = _Sizes(table[2])
+        return _Ragged(opened(table[1]), sizes)
     if kind == "items":
         return _Items(table[1])
     if kind == "same":
         return _Same(opened(table[1]))
     if kind == "part":
-        return _Shifted(reader_of(table[1]), table[2])
-    columns = [reader_of(column) for column in table[2]]
+        return _Shifted(_reader(table[1], known), table[2])
+    columns = [_reader(column, known) for column in table[2]]
     return _Dicts(columns, table[3]) if kind == "dict" else _Lines(columns, kind)
 
 
@@ -144,27 +152,35 @@ class _Parts:
         return list(torch.unsafe_split(data, self._size))
 
 
+class _Sizes:
+    """Numbers of rows, and where each item's begin."""
+
+    def __init__(self, sizes: Any) -> None:
+        self.sizes = opened(sizes)
+        self._starts: Any = None
+
+    def bounds(self, begin: int, end: int) -> tuple[int, int]:
+        """Return the first row of an item, and that behind the last one of others."""
+        if self._starts is None:
+            self._starts = array("q", accumulate(self.sizes, initial=0))
+        return self._starts[begin], self._starts[end]
+
+
 class _Ragged:
     """Parts of a tensor's rows."""
 
-    def __init__(self, data: Tensor, sizes: Any) -> None:
+    def __init__(self, data: Tensor, sizes: _Sizes) -> None:
         self._data, self._sizes = data, sizes
-        self._starts: list[int] | None = None
-
-    def _bounds(self, begin: int, end: int) -> tuple[int, int]:
-        if self._starts is None:
-            self._starts = list(accumulate(self._sizes, initial=0))
-        return self._starts[begin], self._starts[end]
 
     def one(self, place: int) -> Tensor:
-        start, stop = self._bounds(place, place + 1)
+        start, stop = self._sizes.bounds(place, place + 1)
         sizes = (start, stop - start, len(self._data) - stop)
         return torch.unsafe_split_with_sizes(self._data, sizes)[1]
 
     def some(self, begin: int, end: int) -> list[Tensor]:
-        data, sizes = self._data, self._sizes
+        data, sizes = self._data, self._sizes.sizes
         if (begin, end) != (0, len(sizes)):
-            start, stop = self._bounds(begin, end)
+            start, stop = self._sizes.bounds(begin, end)
             data, sizes = data[start:stop], sizes[begin:end]
         # As views they would take twice the memory and time, only for autograd.
         return list(torch.unsafe_split_with_sizes(data, list(sizes)))
