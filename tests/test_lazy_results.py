@@ -378,6 +378,23 @@ def test_one_batch_that_cannot_be_joined_keeps_its_neighbours_as_they_are() -> N
     assert [int(item["same"]) for item in lazy] == [1, 1, 2, 2, 3, 3]
 
 
+@pytest.mark.parametrize("name", sorted(set(OUTPUTS) - {"mapping"}))
+def test_what_was_joined_leaves_its_first_memory(name: str) -> None:
+    collector = ResultCollector(join=True)
+    for batch in ([1, 2, 3, 4], [5, 6, 7, 8]):
+        collector.add(OUTPUTS[name](batch), 4, None)
+    piece = collector._memory._piece
+    if piece is None:
+        assert name in ("rows without numbers", "numbers", "strings", "sparse", "empty mapping",
+                        "None")  # fmt: skip
+        return
+    gone = weakref.ref(piece)
+    del piece
+    lazy = collector.lazy_results()
+    assert gone() is None
+    assert len(lazy) == 8
+
+
 @pytest.mark.parametrize("use", [list, lambda lazy: lazy[0], lambda lazy: lazy[1:]])
 def test_the_predictions_go_when_the_sequence_goes(use: Callable[[LazyResults], Any]) -> None:
     lazy = filled([T([1, 2]), T([3])])
