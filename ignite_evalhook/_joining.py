@@ -65,7 +65,7 @@ def _structure(table: Table) -> Any:
 
 def _exact(value: Any) -> Any:
     """Return what equals only the same: 1, 1.0 and True do not."""
-    return (type(value), repr(value)) if type(value) in IMMUTABLE else None
+    return repr(value) if type(value) in IMMUTABLE else None
 
 
 def _join(tables: Sequence[Table], memory: HostMemory) -> Table:

@@ -47,8 +47,6 @@ class Runs:
         follows: tuple[int, int] | None = None
         for table in tables:
             count = count_items(table)
-            if not count:
-                continue
             whole, begin = table[1:3] if table[0] == "part" else (table, 0)
             number = numbers.setdefault(id(whole), len(self._tables))
             if number == len(self._tables):

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from ._host_memory import Objects, length_of, opened
 
-__all__ = ["Reader", "Table", "count_items", "open_tables", "reader_of"]
+__all__ = ["NESTED", "Reader", "Table", "count_items", "open_tables", "reader_of"]
 
 Table = tuple[Any, ...]
 
