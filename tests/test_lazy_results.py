@@ -546,6 +546,7 @@ def test_it_may_be_kept_after_the_evaluation() -> None:
     hook.evaluate()
     hook.evaluate()
     assert [[int(item) for item in results] for results in kept] == [list(range(5))] * 2
+    assert [len(results._runs._tables) for results in kept] == [1, 1]  # three batches, joined
 
 
 def test_other_data_that_nobody_evaluates_needs_none() -> None:
