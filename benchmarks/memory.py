@@ -20,6 +20,7 @@ from .peers import OURS, PEERS, missing, quieten
 from .table import Row, row
 from .timing import Effort
 
+LIST, LAZY = "ours, a list", "ours, a lazy sequence"
 ROWS, COLUMNS = 1000, 80  # of a batch of predictions
 SLOW = {"transformers": 4}  # gets so many times less: what it takes grows with the square
 
@@ -50,6 +51,22 @@ def collecting(batches: int) -> Any:
     for number, (y_pred, _) in enumerate(Outputs(batches)):
         collector.add(y_pred, ROWS, None, number)
     return collector
+
+
+def finished_list(batches: int) -> Any:
+    """Ours, all predictions as a list of items."""
+    return collecting(batches).results()
+
+
+def finished_lazily(batches: int) -> Any:
+    """Ours, all predictions as a lazy sequence, which is gone through once."""
+    collector = ResultCollector(join=True)
+    for number, (y_pred, _) in enumerate(Outputs(batches)):
+        collector.add(y_pred, ROWS, None, number)
+    items = collector.lazy_results()
+    for _ in items:
+        pass
+    return items
 
 
 def ignite_store(batches: int) -> Any:
@@ -84,6 +101,8 @@ def mmengine_results(batches: int) -> Any:
 WAYS: dict[str, Callable[[int], Any]] = {
     "streaming": streaming,
     OURS: collecting,
+    LIST: finished_list,
+    LAZY: finished_lazily,
     "ignite": ignite_store,
     "transformers": transformers_container,
     "mmengine": mmengine_results,
@@ -125,7 +144,7 @@ def risen(who: str, batches: int) -> float:
 def memory(effort: Effort) -> list[Row]:
     """Measure an evaluation that needs no predictions, and collecting them."""
     batches = effort.of(1000, least=40)
-    names, absent = ["streaming", OURS], {}
+    names, absent = ["streaming", OURS, LIST, LAZY], {}
     for name in ("ignite", "transformers", "mmengine") if effort.peers else ():
         why = missing(PEERS[name])
         if why is None:
@@ -135,10 +154,12 @@ def memory(effort: Effort) -> list[Row]:
     found = by_name(names, lambda who: risen(who, batches // SLOW.get(who, 1)), effort.repetitions)
     what = f"{batches * ROWS:,} x {COLUMNS} floats"
     size = f"{batches * ROWS * COLUMNS * 4 / 1e6:.0f} MB, of transformers a quarter"
-    stream = found.pop("streaming")
+    stream, lazy, a_list = found.pop("streaming"), found.pop(LAZY), found.pop(LIST)
     return [
         row(f"memory, {what}: streaming", "payload = 1", stream, {}, target=0.02,
             note="nobody asks for predictions, so none are kept"),
         row(f"memory, {what}: collecting", "payload = 1", found.pop(OURS), {**found, **absent},
             target=1.05, note=f"payload {size}"),
+        row(f"memory, {what}: a lazy sequence", "payload = 1", lazy, {LIST: a_list},
+            target=1.05, note="finished, and gone through once"),
     ]  # fmt: skip

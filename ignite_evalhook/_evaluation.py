@@ -74,6 +74,7 @@ class Evaluation:
     tmpdir: str | PathLike[str] | None = None  # predictions go through files in it
     gpu_collect: bool = False  # or from device to device
     compute_on: str = "rank0"  # who calls compute_metrics
+    lazy_results: bool = False  # it gets a sequence that makes items when it is asked for them
 
     @contextmanager
     def session(
@@ -126,7 +127,7 @@ class Evaluation:
         compute, pre_eval = self._methods(dataloader)
         collector = None
         if compute is not None and self.function is None:
-            collector = ResultCollector(pre_eval)
+            collector = ResultCollector(pre_eval, join=self.lazy_results)
         source = [None] if self.function is not None else dataloader
         if source is None:
             raise ValueError("there is no dataloader to evaluate on; pass one to evaluate()")
@@ -146,14 +147,14 @@ class Evaluation:
             if self.function is not None:
                 found = check_mapping(self.function(trainer), "the evaluator function")
             elif collector is not None and compute is not None and self.compute_on == "all":
-                results = section.meet("predictions", None, lambda said: collector.results())
+                results = section.meet("predictions", None, lambda said: self._given(collector))
                 found = self._call(compute, results)
 
             def finish(said: Sequence[Mapping[str, str]]) -> tuple[dict[str, Any], Any]:
                 _refuse_differing(said)
                 computed = found
                 if computed is None and collector is not None and compute is not None:
-                    computed = self._call(compute, collector.results())
+                    computed = self._call(compute, self._given(collector))
                 names = self._add_computed(metrics, computed or {})
                 self._finish(metrics)
                 return dict(metrics), None if judge is None else judge(metrics, names)
@@ -214,7 +215,11 @@ class Evaluation:
                 raise ValueError("pre_eval=True needs a dataset with a method pre_eval")
         return compute, pre_eval
 
-    def _call(self, compute: ComputeMetrics, results: list[Any]) -> Mapping[str, Any]:
+    def _given(self, collector: ResultCollector) -> Sequence[Any]:
+        """Return what ``compute_metrics`` is given."""
+        return collector.lazy_results() if self.lazy_results else collector.results()
+
+    def _call(self, compute: ComputeMetrics, results: Sequence[Any]) -> Mapping[str, Any]:
         kwargs = dict(self.eval_kwargs)
         if "logger" in parameters_of(compute)[0] and "logger" not in kwargs:
             kwargs["logger"] = logger

@@ -66,6 +66,7 @@ from ._settings import (
     as_pre_eval,
     best_checkpoint,
     check_derive,
+    check_lazy_results,
     modules_to_switch,
     objects_to_save,
     where_files_go,
@@ -138,6 +139,8 @@ class EvalHook:
         compute_on: ``"rank0"`` calls ``compute_metrics`` on rank 0, whose memory alone holds all
             predictions; ``"all"`` on every rank, for one that talks to the other ranks itself.
             Rank 0's result counts.
+        lazy_results: Give ``compute_metrics`` a read-only sequence that makes each item when it is
+            asked for, in place of a list: it takes the predictions' own memory and no more.
         clock: Seconds that only grow, for a ``timedelta``.
         **eval_kwargs: Passed to ``compute_metrics``.
 
@@ -192,6 +195,7 @@ class EvalHook:
         tmpdir: str | PathLike[str] | None = None,
         gpu_collect: bool = False,
         compute_on: str = "rank0",
+        lazy_results: bool = False,
         clock: Callable[[], float] = time.monotonic,
         **eval_kwargs: Any,
     ) -> None:
@@ -200,6 +204,7 @@ class EvalHook:
         if tmpdir is not None and not isinstance(tmpdir, (str, PathLike)):
             raise TypeError(f"tmpdir must be a folder or None, got {tmpdir!r}")
         check_choice("compute_on", compute_on, ("rank0", "all"))
+        check_choice("lazy_results", lazy_results, (True, False))
         check_choice("preset", preset, (None, *sorted(PRESETS)))
         check_count("limit_batches", limit_batches)
         check_dataloader(dataloader)
@@ -208,8 +213,9 @@ class EvalHook:
             raise TypeError("clock must be a function, got None")
         if dataloader is None:
             check_without_data(
-                compute_metrics=compute_metrics, pre_eval=pre_eval, limit_batches=limit_batches
-            )
+                compute_metrics=compute_metrics, pre_eval=pre_eval, limit_batches=limit_batches,
+                lazy_results=lazy_results,
+            )  # fmt: skip
         self.name = name
         schedule = Schedule(
             interval, start=start, by_epoch=by_epoch, dynamic_intervals=dynamic_intervals
@@ -245,6 +251,7 @@ class EvalHook:
             tmpdir,
             gpu_collect,
             compute_on,
+            check_lazy_results(lazy_results, compute_metrics),
         )
         if checkpoint is not None:
             if n_saved != 1:

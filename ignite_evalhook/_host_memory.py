@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ._packing import JOINABLE, aligned
 
-__all__ = ["HostMemory", "opened"]
+__all__ = ["HostMemory", "Objects", "length_of", "opened"]
 
 _LEAST = 64 * 1024  # bytes of the first piece
 _PIECE = 4 * 1024 * 1024  # bytes of a later one; a view that is kept keeps the whole piece
@@ -92,10 +92,15 @@ class Objects(NamedTuple):
 
     def open(self) -> list[Any]:
         """Return them, opened."""
-        return [opened(value) for value in self.everything[self.begin : self.end]]
+        return [opened(value) for value in self.kept()]
+
+    def kept(self) -> list[Any]:
+        """Return them as they are kept."""
+        return self.everything[self.begin : self.end]
 
 
 _KINDS = frozenset({ArrayCopy, NumbersCopy, Objects, TensorCopy})
+_TENSOR_LIKE = (ArrayCopy, TensorCopy)
 
 
 def opened(value: Any) -> Any:
@@ -103,24 +108,38 @@ def opened(value: Any) -> Any:
     return value.open() if type(value) in _KINDS else value
 
 
+def length_of(value: Any) -> int:
+    """Return the number of rows, numbers or objects, without opening a copy of them."""
+    if isinstance(value, _TENSOR_LIKE):
+        return value.shape[0]
+    if isinstance(value, Objects):
+        return value.end - value.begin
+    return value.length if isinstance(value, NumbersCopy) else len(value)
+
+
 class HostMemory:
-    """Room for copies, which lives as long as one of them."""
+    """Room for copies, which lives as long as one of them.
+
+    Attributes:
+        total: Bytes given out.
+    """
 
     def __init__(self) -> None:
         self._piece: Any = None
         self._size = 0  # bytes of the present piece
         self._used = 0
-        self._total = 0  # bytes given out
+        self.total = 0  # bytes given out
         self._objects: list[Any] = []
+        self._numbers: NumbersCopy | None = None  # the last ones
 
     def _take(self, size: int, alignment: int = _ALIGNMENT) -> tuple[Any, int]:
         """Return memory for so many bytes, and where in it they begin."""
-        self._total += size
+        self.total += size
         if size > _ALONE:
             return mmap.mmap(-1, size, **_FLAGS), 0
         begin = aligned(self._used, alignment)
         if begin + size > self._size:
-            self._size = max(size, _LEAST, min(_PIECE, self._total))
+            self._size = max(size, _LEAST, min(_PIECE, self.total))
             self._piece, begin = mmap.mmap(-1, self._size, **_FLAGS), 0
         self._used = begin + size
         return self._piece, begin
@@ -163,7 +182,10 @@ class HostMemory:
         return copy
 
     def numbers(self, values: Sequence[int]) -> Sequence[int] | NumbersCopy:
-        """Copy integers; those that follow one another become a range."""
+        """Copy integers; those that follow one another become a range.
+
+        The same numbers again, as the sizes of another column often are, share a copy.
+        """
         try:
             numbers = array("q", values)
         except (TypeError, OverflowError):  # no integers, or too large
@@ -175,10 +197,13 @@ class HostMemory:
             return run
         if len(numbers) <= _FEW:
             return list(values)
-        size = 8 * len(numbers)
+        last, size = self._numbers, 8 * len(numbers)
+        if last is not None and last.length == len(numbers) and last.open() == numbers:
+            return last
         memory, begin = self._take(size, _NUMBERS_ALIGNMENT)
         memory[begin : begin + size] = numbers.tobytes()
-        return NumbersCopy(memory, begin, len(numbers))
+        self._numbers = NumbersCopy(memory, begin, len(numbers))
+        return self._numbers
 
     def objects(self, values: Sequence[Any]) -> Objects:
         """Keep objects; a list for each batch would leave holes too."""

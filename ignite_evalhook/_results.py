@@ -2,26 +2,15 @@
 
 Only a ``compute_metrics`` needs them; without one nothing is kept.
 
-A batch is kept as a *table*: its columns, copied to the host, each in one piece of memory.  The
-split into items comes at the end, and costs next to nothing then.  Tables are nested tuples of
-plain values, so that they can be sent to another process; until then copies take the place of
-tensors, arrays and numbers in them, which are opened by :func:`_opened`:
-
-=======================================  ==================================================
-table                                    items
-=======================================  ==================================================
-``("rows", tensor or array)``            its rows
-``("ragged", tensor, sizes)``            parts of its rows, ``sizes[i]`` rows in item i
-``("items", list)``                      those
-``("same", value, count)``               the value, as often as that
-``("dict", count, tables, keys)``        dicts of an item of each table
-``("list" or "tuple", count, tables)``   lists or tuples of an item of each table
-=======================================  ==================================================
+A batch is kept as a *table*: its columns, copied to the host, each in one piece of memory; what
+tables are is said in ``_tables``.  The split into items comes at the end, and costs next to nothing
+then; or each item is made when it is asked for.
 """
 
 from __future__ import annotations
 
 import sys
+from array import array
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
@@ -32,18 +21,22 @@ from torch import Tensor
 
 from ._gc_paused import gc_paused
 from ._host_memory import HostMemory, opened
-from ._packing import JOINABLE
+from ._joining import IMMUTABLE, joined
+from ._lazy_results import LazyResults, Runs
+from ._packing import JOINABLE, memory_of
+from ._tables import Table, count_items, open_tables, reader_of
 from .exceptions import EvaluationError
 
 __all__ = ["PreEval", "ResultCollector", "rows", "to_host"]
 
 PreEval = Callable[[Any, Sequence[int]], Sequence[Any]]
-Table = tuple[Any, ...]
 Part = tuple[int, Sequence[int] | None, int | None, Table]  # number, indices, count, table
 Kept = tuple[int, Any, int | None, Table]  # the same, with copies in it
 
 _DICTS = (dict, OrderedDict, defaultdict, Counter)
-_IMMUTABLE = frozenset({bool, int, float, complex, str, bytes, type(None)})
+_SETTLE = 1024 * 1024  # bytes after which batches are joined
+_MANY = 1024  # or batches
+_LARGE = 128 * 1024  # bytes; larger batches are not joined
 _DEVICE_JOIN = 16 * 1024 * 1024  # bytes; joined on a device, which needs them twice
 
 
@@ -52,11 +45,17 @@ class ResultCollector:
 
     Args:
         pre_eval: ``pre_eval(output, indices) -> list`` reduces a batch before anything is kept.
+        join: Join small batches that are alike, for :meth:`lazy_results`.  Tensors share more of
+            their memory with others then.
     """
 
-    def __init__(self, pre_eval: PreEval | None = None) -> None:
+    def __init__(self, pre_eval: PreEval | None = None, *, join: bool = False) -> None:
         self._pre_eval = pre_eval
-        self._memory = HostMemory()
+        self._join = join
+        self._memory = HostMemory()  # of the batches
+        self._joined = HostMemory()  # of those that were joined
+        self._settled = 0  # parts that stay what they are
+        self._before = 0  # bytes that those have in the batches' memory
         self._parts: list[Kept] = []
         self._next = 0  # number of the next batch
         self._seen: int | None = 0  # samples of all batches before; None: some were not seen here
@@ -82,27 +81,48 @@ class ResultCollector:
             output = self._pre_eval(output, _known(indices, count, seen))
             if not isinstance(output, (list, tuple)):
                 raise TypeError(f"pre_eval must return a list, got {type(output).__name__}")
+        least = 1 if self._join else 2
         with torch.inference_mode(False), torch.no_grad():
             if self._pre_eval is None:
-                table = _table(output, count, self._memory)
+                table = _table(output, count, self._memory, least)
             else:
-                table = _joined(list(output), self._memory)
-        at = None if indices is None else self._memory.numbers(indices)
+                table = _joined(list(output), self._memory, least)
+        at = None if indices is None else self._joined.numbers(indices)
         self._parts.append((number, at, count, table))
         self._next = number + 1
         self._seen = None if seen is None else seen + (0 if count is None else count)
+        new = self._memory.total - self._before
+        if new >= _SETTLE or len(self._parts) - self._settled >= _MANY:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Join the last batches, if they are small and alike."""
+        begin, end = self._settled, len(self._parts)
+        if not self._join or begin == end:
+            return
+        if self._memory.total - self._before < _LARGE * (end - begin):
+            with torch.inference_mode(False), torch.no_grad():
+                tables = joined([part[3] for part in self._parts[begin:]], self._joined)
+            pairs = zip(self._parts[begin:], tables, strict=True)
+            self._parts[begin:] = [(*part[:3], table) for part, table in pairs]
+            self._memory = HostMemory()
+        self._settled, self._before = end, self._memory.total
 
     def parts(self) -> list[Part]:
         """Return what was collected, as nested plain values, for another rank's ``merge``."""
         with torch.inference_mode(False), torch.no_grad():
+            self._settle()
+            tables = open_tables(part[3] for part in self._parts)
             return [
-                (number, opened(indices), count, _opened(table))
-                for number, indices, count, table in self._parts
+                (number, opened(indices), count, table)
+                for (number, indices, count, _), table in zip(self._parts, tables, strict=True)
             ]
 
     def merge(self, parts: Iterable[Part]) -> None:
         """Take in the parts of another rank; their order is that of the batches' numbers."""
+        self._settle()
         self._parts.extend(parts)
+        self._settled = len(self._parts)
 
     def results(self) -> list[Any]:
         """Return all items in dataset order, those of merged parts too.
@@ -113,29 +133,44 @@ class ResultCollector:
 
         Tensors are views into the host copy of their batch.
         """
-        items: list[Any] = []
+        with gc_paused(), torch.inference_mode(False), torch.no_grad():
+            tables, places = self._in_order()
+            items: list[Any] = []
+            for table in tables:
+                items += reader_of(table).some(0, count_items(table))
+        return items if places is None else [items[place] for place in places]
+
+    def lazy_results(self) -> LazyResults:
+        """Return what :meth:`results` does as a sequence that makes items when it is asked."""
+        with torch.inference_mode(False), torch.no_grad():
+            tables, places = self._in_order()
+            return LazyResults(Runs(tables), places)
+
+    def _in_order(self) -> tuple[list[Table], Sequence[int] | None]:
+        """Return all tables, and the places of their items in dataset order.
+
+        The places count over all tables, 0-based; ``None``: as they stand.
+        """
+        self._settle()
+        tables: list[Table] = []
         order: list[Sequence[int]] | None = []
         seen = 0
-        with gc_paused(), torch.inference_mode(False), torch.no_grad():
-            for _, kept, count, table in sorted(self._parts, key=lambda part: part[0]):
-                batch = _items(_opened(table))
-                items += batch
-                indices: Sequence[int] | None = opened(kept)
-                if indices is None and count is not None:
-                    indices = range(seen, seen + count)
-                seen += 0 if count is None else count
-                if order is None or not batch:
-                    continue
-                if indices is not None and len(indices) == 1:
-                    indices = [indices[0]] * len(batch)
-                if indices is None or len(indices) != len(batch):
-                    order = None
-                else:
-                    order.append(indices)
-        if order is None or _ascend(order):
-            return items
-        flat = [index for indices in order for index in indices]
-        return [items[place] for place in sorted(range(len(items)), key=flat.__getitem__)]
+        for _, kept, samples, table in sorted(self._parts, key=lambda part: part[0]):
+            tables.append(table)
+            count = count_items(table)
+            indices: Sequence[int] | None = opened(kept)
+            if indices is None and samples is not None:
+                indices = range(seen, seen + samples)
+            seen += 0 if samples is None else samples
+            if order is None or not count:
+                continue
+            if indices is not None and len(indices) == 1:
+                indices = [indices[0]] * count
+            if indices is None or len(indices) != count:
+                order = None
+            else:
+                order.append(indices)
+        return tables, None if order is None or _ascend(order) else _places(order)
 
 
 def _ascend(runs: Sequence[Sequence[int]]) -> bool:
@@ -144,6 +179,21 @@ def _ascend(runs: Sequence[Sequence[int]]) -> bool:
     return all(before[-1] <= after[0] for before, after in pairwise(runs)) and all(
         isinstance(run, range) or all(a <= b for a, b in pairwise(run)) for run in runs
     )
+
+
+def _places(runs: Sequence[Sequence[int]]) -> Sequence[int]:
+    """Return where the smallest of all numbers stands, then the next one; equal ones in order."""
+    numbers = array("q")
+    try:
+        for run in runs:
+            numbers.extend(run)
+    except (TypeError, OverflowError):  # no integers, or too large
+        flat = [index for run in runs for index in run]
+        return sorted(range(len(flat)), key=flat.__getitem__)
+    found = torch.frombuffer(numbers, dtype=torch.int64).argsort(stable=True)
+    places = array("q")
+    places.frombytes(memory_of(found.view(torch.uint8)))
+    return places
 
 
 def _known(indices: list[int] | None, count: int | None, seen: int | None) -> Sequence[int]:
@@ -187,11 +237,19 @@ def rows(output: Any, count: int | None) -> list[Any]:
         TypeError: If the output does not tell how many samples it holds.
     """
     with torch.inference_mode(False), torch.no_grad():
-        return _items(_opened(_table(output, count, HostMemory())))
+        table = _table(output, count, HostMemory())
+        return reader_of(table).some(0, count_items(table))
 
 
-def _table(output: Any, count: int | None, memory: HostMemory) -> Table:
-    """Return a batch's output as a table, in memory of its own."""
+def _table(output: Any, count: int | None, memory: HostMemory, least: int = 2) -> Table:
+    """Return a batch's output as a table, in memory of its own.
+
+    Args:
+        output: The output.
+        count: Number of samples.
+        memory: Where it is copied to.
+        least: A list of so many items becomes columns.
+    """
     if isinstance(output, Tensor) or _is_array(output):
         host = _kept(output, memory)
         if not output.ndim:
@@ -202,7 +260,7 @@ def _table(output: Any, count: int | None, memory: HostMemory) -> Table:
     if isinstance(output, list):
         if count is not None and len(output) != count and _are_columns(output, count):
             return "list", count, [_table(item, count, memory) for item in output]
-        return _joined(output, memory)
+        return _joined(output, memory, least)
     if count is None:
         raise TypeError(
             f"results need one item per sample, but a {type(output).__name__} does not tell how "
@@ -227,30 +285,32 @@ def _column(value: Any, count: int, memory: HostMemory) -> Table:
     return "same", _kept(value, memory), count
 
 
-def _joined(values: list[Any], memory: HostMemory) -> Table:
+def _joined(values: list[Any], memory: HostMemory, least: int = 2) -> Table:
     """Return a table of one item each: tensors and dicts that are alike become columns."""
     kinds = set(map(type, values))
-    if kinds <= _IMMUTABLE:
+    if kinds <= IMMUTABLE:
         return "items", memory.objects(values)
-    if len(kinds) == 1 and len(values) > 1:
-        table = _join_alike(values, kinds.pop(), memory)
+    if len(kinds) == 1 and len(values) >= least:
+        table = _join_alike(values, kinds.pop(), memory, least)
         if table is not None:
             return table
     return "items", memory.objects([_kept(value, memory) for value in values])
 
 
-def _join_alike(values: list[Any], kind: type, memory: HostMemory) -> Table | None:
+def _join_alike(values: list[Any], kind: type, memory: HostMemory, least: int) -> Table | None:
     first, count = values[0], len(values)
     if kind is Tensor:
         return _join_tensors(values, memory)
     if kind is dict:
         keys = list(first)
         if all(list(value) == keys for value in values):
-            columns = [_joined([value[key] for value in values], memory) for key in keys]
+            columns = [_joined([value[key] for value in values], memory, least) for key in keys]
             return "dict", count, columns, keys
     # Many columns of few items would be slower than the items.
     elif kind in (list, tuple) and all(len(value) == len(first) <= count for value in values):
-        columns = [_joined([value[i] for value in values], memory) for i in range(len(first))]
+        columns = [
+            _joined([value[i] for value in values], memory, least) for i in range(len(first))
+        ]
         return kind.__name__, count, columns
     return None
 
@@ -298,7 +358,7 @@ def _has_plain_rows(value: Any) -> bool:
 def to_host(value: Any) -> Any:
     """Copy every tensor of a nested structure to the CPU, and arrays; keep anything else."""
     kind = type(value)
-    if kind in _IMMUTABLE:
+    if kind in IMMUTABLE:
         return value
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True)
@@ -326,43 +386,3 @@ def _kept(value: Any, memory: HostMemory) -> Any:
 def _is_array(value: Any) -> bool:
     numpy = sys.modules.get("numpy")
     return numpy is not None and isinstance(value, numpy.ndarray)
-
-
-# -- from a table to items ------------------------------------------------------------------------
-
-
-def _opened(table: Table) -> Table:
-    """Return a table without copies: they have become tensors, arrays and numbers."""
-    kind = table[0]
-    if kind in ("dict", "list", "tuple"):
-        return (*table[:2], [_opened(column) for column in table[2]], *table[3:])
-    return (kind, *map(opened, table[1:]))
-
-
-def _items(table: Table) -> list[Any]:
-    """Return the items of a table; tensors share its memory."""
-    kind = table[0]
-    if kind == "rows":
-        return _rows(table[1]) if isinstance(table[1], Tensor) else list(table[1])
-    if kind == "ragged":
-        # As views they would take twice the memory and time, only for autograd.
-        return list(torch.unsafe_split_with_sizes(table[1], list(table[2])))
-    if kind == "items":
-        return list(table[1])
-    if kind == "same":
-        return [table[1]] * table[2]
-    count, columns = table[1], [_items(column) for column in table[2]]
-    # Without a column, zip() would give no rows.
-    lines: Iterable[tuple[Any, ...]] = zip(*columns, strict=True) if columns else [()] * count
-    if kind == "dict":
-        keys = table[3]
-        return [dict(zip(keys, line, strict=True)) for line in lines]
-    return [list(line) for line in lines] if kind == "list" else list(lines)
-
-
-def _rows(data: Tensor) -> list[Tensor]:
-    """Return the rows of a tensor, which share its memory."""
-    if data.ndim < 2 or not data.numel() or not data.is_contiguous():
-        return list(data.unbind(0))
-    # As views, which unbind() gives, they would take twice the memory, only for autograd.
-    return list(torch.unsafe_split(data.view(-1, *data.shape[2:]), data.shape[1]))

@@ -184,6 +184,19 @@ def as_pre_eval(
     return pre_eval
 
 
+def check_lazy_results(lazy_results: bool, compute_metrics: object) -> bool:
+    """Return ``lazy_results`` if somebody gets the results.
+
+    Raises:
+        ValueError: If there is no ``compute_metrics``.
+    """
+    if lazy_results and compute_metrics is None:
+        raise ValueError(
+            "lazy_results= is about what compute_metrics gets; pass compute_metrics= too"
+        )
+    return lazy_results
+
+
 def check_derive(derive: object) -> Mapping[str, Callable[[Mapping[str, Any]], Any]]:
     """Return ``derive`` if it maps names to functions; an empty mapping for ``None``.
 

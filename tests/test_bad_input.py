@@ -261,6 +261,28 @@ BAD: dict[str, list[Row]] = {
     "tmpdir": [({"tmpdir": 3}, T, "tmpdir must be a folder or None, got 3")],
     "gpu_collect": [({"gpu_collect": 3}, V, "gpu_collect must be one of .*got 3")],
     "compute_on": [({"compute_on": "cpu"}, V, r"must be one of \['rank0', 'all'\], got 'cpu'")],
+    "lazy_results": [
+        (
+            {"lazy_results": 1, "compute_metrics": compute},
+            V,
+            r"lazy_results must be one of \[True, False\], got 1",
+        ),
+        (
+            {"lazy_results": True},
+            V,
+            "lazy_results= is about what compute_metrics gets; pass compute_metrics= too",
+        ),
+        (
+            {"dataloader": None, "evaluator": compute, "model": MODEL, "lazy_results": True},
+            V,
+            "lazy_results= is about the batches of a dataloader",
+        ),
+        (
+            {"lazy_result": True, "compute_metrics": compute},
+            T,
+            r"EvalHook has no argument 'lazy_result'; did you mean lazy_results=\?",
+        ),
+    ],
     "clock": [
         ({"clock": 3}, T, "clock must be a function, got int"),
         ({"clock": None}, T, "clock must be a function, got None"),
@@ -337,6 +359,7 @@ GOOD: list[dict[str, Any]] = [
     {"context": torch.no_grad},
     {"derive": {}},
     {"pre_eval": False},
+    {"lazy_results": False},
     {"sync_buffers": None, "broadcast_bn_buffer": False, "tmpdir": "x", "gpu_collect": True},
     {"interval": timedelta(minutes=5), "clock": lambda: 0.0},
 ]

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ignite_evalhook import _host_memory
-from ignite_evalhook._host_memory import HostMemory, opened
+from ignite_evalhook._host_memory import HostMemory, length_of, opened
 from ignite_evalhook._packing import JOINABLE
 
 
@@ -116,3 +116,28 @@ def test_objects_of_several_batches_stand_in_one_list() -> None:
     assert first.everything is second.everything
     assert str(opened(first)) == "['a', tensor([1., 1.])]"
     assert opened(second) == ["b"]
+
+
+def test_the_same_numbers_again_share_a_copy() -> None:
+    memory = HostMemory()
+    sizes = [(i * i) % 7 for i in range(40)]
+    first, again = memory.numbers(sizes), memory.numbers(sizes)
+    other = memory.numbers(sizes[::-1])
+    assert first is again
+    assert list(opened(other)) == sizes[::-1]
+    assert list(opened(first)) == sizes
+
+
+def test_how_many_there_are_is_told_without_opening() -> None:
+    memory = HostMemory()
+    memory.objects(["x"])
+    for kept in (
+        memory.tensor(torch.ones(5, 2)),
+        memory.array(np.ones((5, 2))),
+        memory.numbers([3, 1, 4, 1, 5]),
+        memory.objects("abcde"),
+        torch.ones(5),
+        list("abcde"),
+    ):
+        assert length_of(kept) == 5
+    assert length_of(memory.numbers([9, 1] * 10)) == 20

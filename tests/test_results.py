@@ -387,6 +387,16 @@ def test_a_table_has_the_items_that_splitting_by_hand_gives(name: str) -> None:
         assert items == [{"i": i, "deep": {"box": boxes[i]}, "same": 7} for i in batch]
 
 
+def test_sizes_that_columns_have_in_common_are_sent_once() -> None:
+    collector = ResultCollector()
+    items = [{"box": torch.ones(i % 5, 4), "score": torch.ones(i % 5)} for i in range(20)]
+    collector.add(items, 20, None)
+    [(_, _, _, (kind, _, columns, _))] = carried(collector.parts())
+    assert kind == "dict"
+    assert [column[0] for column in columns] == ["ragged", "ragged"]
+    assert columns[0][2] is columns[1][2]
+
+
 def test_without_indices_the_count_goes_by_the_numbers_of_all_batches() -> None:
     first, second = (ResultCollector(lambda output, indices: list(output)) for _ in range(2))
     first.add("ab", 2, None, 0)

@@ -136,6 +136,8 @@ def around_it(loader: DataLoader[Any], model: nn.Module) -> None:
 
     EvalHook(loader, model, compute_metrics=compute, pre_eval=pre_eval, thr=0.25)
     EvalHook(loader, model, compute_metrics=compute, pre_eval=True)
+    EvalHook(loader, model, compute_metrics=compute, lazy_results=True)
+    DistEvalHook(loader, model, compute_metrics=compute, lazy_results=True)
     EvalHook(loader, model, derive={"twice": lambda metrics: 2 * metrics["val_loss"]})
     EvalHook(loader, model, context=swapped, preflight=False)
     EvalHook(loader, model, context=manager)
