@@ -25,6 +25,7 @@ import torch
 from ignite.engine import Engine, Events
 from ignite.metrics import Metric
 
+from ._autocast import MixedStep
 from ._collect import Carrier
 from ._loading import Batches
 from ._merge import check_exact, merged, metric_state, no_collectives
@@ -120,6 +121,7 @@ def run_pass(
 
     def finish() -> None:
         nonlocal done
+        guard.close()
         _check_complete(batches, swallowed)
         metrics = evaluator.state.metrics
         _add_losses(metrics, meter.compute() if pool is None else pool.losses)
@@ -132,6 +134,8 @@ def run_pass(
     reset(evaluator)
     evaluator._process_function = tapped
     try:
+        if isinstance(process, MixedStep):
+            guard.enter_context(process.casts_kept())
         if pool is not None:
             guard.enter_context(no_collectives())
         with _attended(evaluator, None if pool is None else meet, finish, swallowed):

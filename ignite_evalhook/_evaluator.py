@@ -11,6 +11,7 @@ from ignite.engine import Engine, State
 from ignite.metrics import Metric
 from torch import nn
 
+from ._autocast import MixedStep, Step, device_of
 from ._buffers import get_ready, without_ddp_broadcast
 from ._engine import grad_mode, run_pass, tell_data
 from ._loading import first_batch, plan_batches
@@ -23,7 +24,6 @@ from ._whole_state import is_sharded, unwrap
 
 __all__ = ["create_evaluator"]
 
-Step = Callable[[Engine, Any], Any]
 PrepareBatch = Callable[..., tuple[Any, Any]]
 
 
@@ -111,7 +111,8 @@ def create_evaluator(
         device: Where batches go.  ``None``: where the model's first parameter is.
         non_blocking: Whether copies to the device may overlap with computation.
         prepare_batch: ``prepare_batch(batch, device=, non_blocking=) -> (x, y)``.
-        amp_dtype: Run model and loss under autocast with this type, ``torch.bfloat16`` say.
+        amp_dtype: Run model and loss under autocast with this type, ``torch.bfloat16`` say.  Each
+            weight is cast once an evaluation.
         inference_mode: Use ``torch.inference_mode`` instead of ``torch.no_grad``.  Models that
             keep tensors of a forward pass for later break with it.
         step: ``step(engine, batch) -> output`` in place of all that.
@@ -169,7 +170,7 @@ def _make_step(
 
     def find_place() -> None:
         nonlocal place, on_cpu
-        place = _device_of(model) if device is None else torch.device(device)
+        place = device_of(model) if device is None else torch.device(device)
         on_cpu = place.type == "cpu"
 
     def prepare(batch: Any) -> tuple[Any, Any]:
@@ -197,24 +198,11 @@ def _make_step(
 
     by_itself = callable(val_step) and loss_fn is None and prepare_batch is None
     step = run_val_step if by_itself else predict
-    if amp_dtype is None:
-        return step
-
-    def mixed(engine: Engine, batch: Any) -> Any:
-        kind = (torch.device(device) if device is not None else _device_of(model)).type
-        with torch.autocast(kind, dtype=amp_dtype):
-            return step(engine, batch)
-
-    return mixed
+    return step if amp_dtype is None else MixedStep(step, model, amp_dtype, device)
 
 
 def _on_cpu(item: Any) -> bool:
     return type(item) is torch.Tensor and item.is_cpu
-
-
-def _device_of(model: nn.Module) -> torch.device:
-    parameter = next(model.parameters(), None)
-    return torch.device("cpu") if parameter is None else parameter.device
 
 
 def _unpack(batch: Any) -> Any:
