@@ -30,6 +30,7 @@ from ._collect import Carrier
 from ._loading import Batches
 from ._merge import check_exact, merged, metric_state, no_collectives
 from ._pool import Pool, answers
+from ._prefetch import Prefetch
 from ._results import ResultCollector
 from ._team import Section
 from ._val_loss import LossMeter, count_samples, split_val_loss
@@ -136,6 +137,9 @@ def run_pass(
     try:
         if isinstance(process, MixedStep):
             guard.enter_context(process.casts_kept())
+        prefetch = getattr(evaluator, "prefetch", None)
+        if isinstance(prefetch, Prefetch):
+            guard.enter_context(prefetch.over(batches))
         if pool is not None:
             guard.enter_context(no_collectives())
         with _attended(evaluator, None if pool is None else meet, finish, swallowed):
