@@ -7,7 +7,7 @@ batch holds.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from itertools import islice, tee
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -43,6 +43,7 @@ class Batches:
         total: Number of batches of all ranks; ``None`` before it is known, and where each rank
             has its own.
         seen: Batches evaluated so far; counted by whoever takes them.
+        through: What else they go through on their way, set before the pass begins.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Batches:
         self.length = None if length is None else smallest(length, limit)
         self.total = self.length if turn is ALONE else total
         self.seen = 0
+        self.through: Callable[[Iterator[Any]], Iterator[Any]] | None = None
         self._source = source
         self._limit = limit
         self._iterator: Iterator[Any] | None = None
@@ -80,6 +82,8 @@ class Batches:
         batches: Iterator[Any] = islice(iter(self._source), self._limit)
         if self._turn is not None and self._turn is not ALONE and self.total is None:
             batches = self._pick(batches, self._turn)
+        if self.through is not None:
+            batches = self.through(batches)
         yield from batches
         self._at_end = True
         if self._turn is not None and self._turn.world_size == 1:

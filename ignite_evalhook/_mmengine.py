@@ -6,7 +6,6 @@ MMEngine is an extra: it is imported inside functions, here and in ``_mmengine_m
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from ignite.engine import Engine, Events
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ._autocast import MixedStep, Step
 from ._evaluator import ModelEvaluator
 from ._mmengine_metric import MMEngineMetric, needs_mmengine
 from ._val_loss import ValLoss, split_val_loss
@@ -66,7 +66,8 @@ def create_mmengine_evaluator(
         loss: For a model that does not append its loss: a function ``(model, batch)`` of the
             batch as it came, which returns what ``ValLoss`` takes; or ``True`` for what the model
             trains on: ``forward(mode="loss")``, in eval mode, after its data preprocessor.
-        amp_dtype: Run model and loss under autocast with this type, ``torch.bfloat16`` say.
+        amp_dtype: Run model and loss under autocast with this type, ``torch.bfloat16`` say.  Each
+            weight is cast once an evaluation.
         inference_mode: Use ``torch.inference_mode`` instead of ``torch.no_grad``.
 
     Returns:
@@ -93,13 +94,13 @@ def create_mmengine_evaluator(
         raise TypeError(f"amp_dtype must be a torch.dtype, got {amp_dtype!r}")
     own_loss = _check_loss(bare, loss)
 
-    def step(engine: Engine, batch: Any) -> Any:
-        with nullcontext() if amp_dtype is None else torch.autocast(_device_type(bare), amp_dtype):
-            if own_loss is None:
-                return bare.val_step(batch)
-            found = own_loss(bare, batch)  # first, so that it gets the batch as it came
-            return _with_loss(bare.val_step(batch), found)
+    def plain(engine: Engine, batch: Any) -> Any:
+        if own_loss is None:
+            return bare.val_step(batch)
+        found = own_loss(bare, batch)  # first, so that it gets the batch as it came
+        return _with_loss(bare.val_step(batch), found)
 
+    step: Step = plain if amp_dtype is None else MixedStep(plain, bare, amp_dtype)
     evaluator = ModelEvaluator(step, bare, inference_mode=inference_mode)
     if metrics is not None:
         MMEngineMetric(metrics, dataset_meta=dataset_meta).attach(evaluator, "mmengine")
@@ -251,8 +252,3 @@ def _without_graph(output: Any) -> Any:
         name: value.detach() if isinstance(value, torch.Tensor) else value
         for name, value in output.items()
     }
-
-
-def _device_type(model: nn.Module) -> str:
-    parameter = next(model.parameters(), None)
-    return "cpu" if parameter is None else parameter.device.type

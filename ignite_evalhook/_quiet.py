@@ -1,8 +1,8 @@
 """Make whatever happens inside a ``with`` block invisible to training.
 
 :func:`quiet` remembers how training stands (each module's own training flag, the values of all
-buffers, every random generator) and puts it back bit for bit.  Parameters, gradients, the grad
-mode and autocast are not its business.
+buffers, every random generator) and puts it back bit for bit.  Inside a region of autocast it keeps
+away from what is cached there.  Parameters, gradients and the grad mode are not its business.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from ._autocast import hide_casts, remember_cache_mode
 from ._rng import Restore, remember_random, run_all
 
 __all__: list[str] = []
@@ -43,8 +44,10 @@ def quiet(modules: Sequence[nn.Module], *data: object, eval_mode: bool = True) -
         remember_flags(every, _replaced(every, {"train"}) if replaced else replaced),
         remember_buffers(every),
         remember_random(every, *data),
+        remember_cache_mode(),
     ]
     try:
+        hide_casts()
         if eval_mode:
             switch_to_eval(modules, every, replaced)
         yield
