@@ -113,13 +113,16 @@ def test_a_kill_in_between_leaves_what_the_next_run_cleans_up(tmp_path: Path, ga
     storage.write_text("big", "x" * 1000)
     child = os.fork()
     if child == 0:
-        storage.remove("big")
-        os._exit(0)
+        try:
+            storage.remove("big")
+        finally:
+            os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
     assert storage.list() == []
     [left] = os.listdir(tmp_path)
     gate.open.set()
     assert storage.clean() == [left]
+    storage.wait()
     assert os.listdir(tmp_path) == []
 
 
