@@ -48,6 +48,19 @@ class Bottleneck(nn.Module):
         return torch.relu(self.path(x) + self.shortcut(x))
 
 
+class Whole(nn.Module):
+    """Layers one after another, as one forward: ``nn.Sequential`` itself is never compiled."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute logits (batch, classes)."""
+        logits: Tensor = self.layers(x)
+        return logits
+
+
 def resnet50(width: int = 64, classes: int = 1000) -> nn.Module:
     """Return a ResNet-50; another ``width`` makes it smaller."""
     layers: list[nn.Module] = [
@@ -59,7 +72,7 @@ def resnet50(width: int = 64, classes: int = 1000) -> nn.Module:
         for block in range(blocks):
             layers.append(Bottleneck(inside, width << stage, 2 if stage > 0 and block == 0 else 1))
             inside = 4 * (width << stage)
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inside, classes))
+    return Whole(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inside, classes))
 
 
 class Transformer(nn.Module):
