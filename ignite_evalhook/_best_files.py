@@ -33,8 +33,9 @@ class DeferredSaver(BaseSaveHandler):
     only noted, and done by :meth:`remove_dropped` when it is safe.
     """
 
-    def __init__(self, target: Storage | BaseSaveHandler) -> None:
+    def __init__(self, target: Storage | BaseSaveHandler, *, hashed: bool = True) -> None:
         self.target = target
+        self._hashed = hashed
         self.written: str | None = None
         self.sha256: str | None = None
         self.dropped: list[str] = []
@@ -79,7 +80,9 @@ class DeferredSaver(BaseSaveHandler):
         else:
             self.before_writing(filename)
             self.written = filename  # also when only the very last step of writing fails
-            self.sha256 = self.target.write(filename, saver(checkpoint, "to_save"))
+            self.sha256 = self.target.write(
+                filename, saver(checkpoint, "to_save"), hashed=self._hashed
+            )
 
     def _hand_over(
         self,

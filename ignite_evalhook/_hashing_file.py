@@ -1,4 +1,4 @@
-"""Hash a file while it is being written, so that nobody has to read it again.
+"""Hash a file while it is being written, so that nobody has to read it again for that.
 
 :class:`HashingFile` stands between a function that writes and the system call, and remembers
 the first error between them.  It knows nothing about where the bytes go.
@@ -26,20 +26,24 @@ class HashingFile(io.RawIOBase):
 
     Closing it ends the hashing; ``write`` and what is behind it are the caller's.
 
+    Args:
+        write: Writes some of what it is given, and returns how many bytes; ``None``: all.
+        hashed: Whether the sum is wanted.
+
     Attributes:
-        digest: The running SHA-256.
         count: Bytes written so far.
     """
 
-    def __init__(self, write: Callable[[Buffer], int | None]) -> None:
-        self.digest = BackgroundHash()
+    def __init__(self, write: Callable[[Buffer], int | None], *, hashed: bool = True) -> None:
+        self._digest = BackgroundHash() if hashed else None
         self.count = 0
         self._write = write
         self._error: BaseException | None = None
 
     def close(self) -> None:
         """Leave no thread behind."""
-        self.digest.close()
+        if self._digest is not None:
+            self._digest.close()
         super().close()
 
     def writable(self) -> bool:
@@ -54,12 +58,17 @@ class HashingFile(io.RawIOBase):
         try:
             written = self._write(view)
             count = len(view) if written is None else written
-            self.digest.update(view[:count])
+            if self._digest is not None:
+                self._digest.update(view[:count])
         except BaseException as error:
             self._error = error
             raise
         self.count += count
         return count
+
+    def hexdigest(self) -> str | None:
+        """Return the SHA-256 of what was written, in hex, if it is wanted."""
+        return None if self._digest is None else self._digest.hexdigest()
 
     def fill(self, save: Callable[[BinaryIO], object]) -> None:
         """Let ``save`` write everything, and raise the first thing that went wrong.

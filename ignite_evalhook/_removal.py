@@ -1,10 +1,11 @@
-"""Remove a large file without waiting until the system has given back what it took up.
+"""Remove or replace a large file without waiting until the system has given back what it took up.
 
 That takes a third of the time in which the file was written, and nobody needs it to be over.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import threading
@@ -13,11 +14,11 @@ from pathlib import Path
 from ._log import logger
 from ._storage_base import temporary_name
 
-__all__ = ["remove", "wait_for_removals"]
+__all__ = ["remove", "replace", "wait_for_removals"]
 
 _LARGE = 16 << 20  # bytes that are worth a thread
 
-_running: list[threading.Thread] = []  # joined before the next write, which may need the room
+_running: list[threading.Thread] = []  # joined where somebody needs the room
 
 
 def remove(path: Path) -> None:
@@ -29,7 +30,7 @@ def remove(path: Path) -> None:
     Raises:
         OSError: If it cannot be removed; then it is where it was.
     """
-    if not _is_large(path) or threading.current_thread() is not threading.main_thread():
+    if not _is_worth_a_thread(path):
         path.unlink(missing_ok=True)
         return
     away = path.with_name(temporary_name(path.name))
@@ -37,19 +38,57 @@ def remove(path: Path) -> None:
         os.rename(path, away)
     except FileNotFoundError:  # somebody was faster
         return
-    thread = threading.Thread(target=_unlink, args=(away,), name="ignite-evalhook removal")
+    _unlink_soon(away)
+
+
+def replace(new: Path, path: Path) -> None:
+    """Put a file where there may be another one, as ``os.replace`` does.
+
+    A large one that was there is gone from its name at once, and from the disk soon.
+
+    Raises:
+        OSError: If that cannot be done; then both are where they were.
+    """
+    away, is_kept = path.with_name(temporary_name(path.name)), False
+    if _is_worth_a_thread(path):
+        with contextlib.suppress(OSError):  # no links on this disk
+            os.link(path, away)  # a second name keeps the old file for a moment
+            is_kept = True
+    try:
+        os.replace(new, path)
+    except BaseException:
+        if is_kept:
+            _unlink(away)
+        raise
+    if is_kept:
+        _unlink_soon(away)
+
+
+def wait_for_removals() -> bool:
+    """Wait until all that was removed has made room; return whether there was any."""
+    were_any = False
+    while True:
+        try:
+            thread = _running.pop()
+        except IndexError:
+            return were_any
+        were_any = True
+        thread.join()
+
+
+def _unlink_soon(path: Path) -> None:
+    thread = threading.Thread(target=_unlink, args=(path,), name="ignite-evalhook removal")
     try:
         thread.start()
     except RuntimeError:  # no thread to be had, as while the interpreter ends
-        _unlink(away)
+        _unlink(path)
         return
-    _running.append(thread)
+    _running[:] = [other for other in _running if other.is_alive()] + [thread]
 
 
-def wait_for_removals() -> None:
-    """Wait until all that was removed has made room."""
-    while _running:
-        _running.pop().join()
+def _is_worth_a_thread(path: Path) -> bool:
+    """Return whether somebody waits, and for long."""
+    return threading.current_thread() is threading.main_thread() and _is_large(path)
 
 
 def _is_large(path: Path) -> bool:

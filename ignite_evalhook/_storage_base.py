@@ -45,16 +45,19 @@ class Storage(abc.ABC):
         """Return where ``name`` is: a ``Path`` in a local folder, else a URL."""
 
     @abc.abstractmethod
-    def write(self, name: str, save: Callable[[BinaryIO], object]) -> str:
+    def write(
+        self, name: str, save: Callable[[BinaryIO], object], *, hashed: bool = True
+    ) -> str | None:
         """Write a file, replacing an old one of that name only when the new one is complete.
 
         Args:
             name: Name of the file; missing folders are created.
             save: Writes the content into the file object it is given, in one pass: the object
                 cannot seek and has no ``fileno``.
+            hashed: Whether anybody wants its sum, which takes longer than writing.
 
         Returns:
-            The SHA-256 of the content, in hex, computed while writing.
+            The SHA-256 of the content, in hex, computed while writing; ``None`` if not wanted.
 
         Raises:
             CheckpointError: If it fails, also when ``save`` raises; nothing new is left then.

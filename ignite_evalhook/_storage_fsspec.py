@@ -53,13 +53,15 @@ class FsspecStorage(Storage):
         between = "" if self.location.endswith("/") else "/"
         return f"{self.location}{between}{checked(name)}"
 
-    def write(self, name: str, save: Callable[[BinaryIO], object]) -> str:
+    def write(
+        self, name: str, save: Callable[[BinaryIO], object], *, hashed: bool = True
+    ) -> str | None:
         """Write a file; see :meth:`Storage.write`."""
         final = self._full(name)
         with self._explained("write", name, UNHARMED):
             temporary = self._temporary(final)
             try:
-                digest, count = self._write_new(temporary, save)
+                digest, count = self._write_new(temporary, save, hashed=hashed)
                 self._expect_size(temporary, count)
                 self._put(temporary, final)
             except BaseException:
@@ -160,9 +162,11 @@ class FsspecStorage(Storage):
         self._fs.makedirs(folder, exist_ok=True)
         return f"{folder}/{temporary_name(name)}"
 
-    def _write_new(self, path: str, save: Callable[[BinaryIO], object]) -> tuple[str, int]:
+    def _write_new(
+        self, path: str, save: Callable[[BinaryIO], object], *, hashed: bool
+    ) -> tuple[str | None, int]:
         file = self._fs.open(path, "wb")
-        with HashingFile(file.write) as sink:
+        with HashingFile(file.write, hashed=hashed) as sink:
             try:
                 sink.fill(save)
             except BaseException:
@@ -170,7 +174,7 @@ class FsspecStorage(Storage):
                     file.close()
                 raise
             file.close()
-            return sink.digest.hexdigest(), sink.count
+            return sink.hexdigest(), sink.count
 
     def _expect_size(self, path: str, count: int | None) -> None:
         size = self._size(path)

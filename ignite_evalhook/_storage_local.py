@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from ._flock import UNSUPPORTED, try_lock
 from ._hashing_file import HashingFile
-from ._removal import remove, wait_for_removals
+from ._removal import remove, replace, wait_for_removals
 from ._storage_base import (
     BLOCK,
     UNHARMED,
@@ -38,6 +38,7 @@ __all__ = ["LocalStorage"]
 
 _BINARY = getattr(os, "O_BINARY", 0)  # Windows would translate line breaks
 _AHEAD = 8 << 20  # bytes written between two hints to the disk
+_FULL = {errno.ENOSPC, errno.EDQUOT}
 _CANNOT_SYNC_FOLDERS = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
@@ -60,7 +61,9 @@ class LocalStorage(Storage):
         """Return the absolute path of ``name``."""
         return self._folder / checked(name)
 
-    def write(self, name: str, save: Callable[[BinaryIO], object]) -> str:
+    def write(
+        self, name: str, save: Callable[[BinaryIO], object], *, hashed: bool = True
+    ) -> str | None:
         """Write a file; see :meth:`Storage.write`.
 
         The last step flushes the folder.  Should that one fail the new file is in place and
@@ -68,12 +71,11 @@ class LocalStorage(Storage):
         """
         path = self.path(name)
         temporary = path.with_name(temporary_name(path.name))
-        self.wait()
         with self._explained("write", name, UNHARMED):
             try:
                 _make_folder(path.parent)
-                digest = _write_new(temporary, save)
-                os.replace(temporary, path)
+                digest = _write_new(temporary, save, hashed=hashed)
+                replace(temporary, path)
             except BaseException:
                 _discard(temporary)
                 raise
@@ -89,7 +91,12 @@ class LocalStorage(Storage):
             handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | _BINARY, 0o666)
             try:
                 size = _cut_torn_line(handle)
-                _append(handle, data, size)
+                try:
+                    _append(handle, data, size)
+                except OSError as error:
+                    if not _makes_room_after(error):
+                        raise
+                    _append(handle, data, size)
             finally:
                 with contextlib.suppress(OSError):  # the line is on the disk, or the error tells
                     os.close(handle)
@@ -191,16 +198,16 @@ class LocalStorage(Storage):
             os.rmdir(folder)
 
 
-def _write_new(path: Path, save: Callable[[BinaryIO], object]) -> str:
-    """Create the file ``path`` and return its SHA-256 once it is on the disk."""
+def _write_new(path: Path, save: Callable[[BinaryIO], object], *, hashed: bool) -> str | None:
+    """Create the file ``path`` and return its SHA-256, if wanted, once it is on the disk."""
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY, 0o666)
     try:
         with contextlib.suppress(OSError):  # a file system without locks
             try_lock(handle)  # so that nobody takes the file for a leftover
-        with HashingFile(_eager(handle)) as file:
+        with HashingFile(_eager(handle), hashed=hashed) as file:
             file.fill(save)
             os.fsync(handle)
-            return file.digest.hexdigest()
+            return file.hexdigest()
     finally:
         os.close(handle)  # some network disks report a full disk only here
 
@@ -215,7 +222,13 @@ def _eager(handle: int) -> Callable[[Buffer], int]:
 
     def write(data: Buffer) -> int:
         nonlocal written, begun
-        count = os.write(handle, data)
+        try:
+            count = os.write(handle, data)
+        except OSError as error:
+            if not _makes_room_after(error):
+                raise
+            os.lseek(handle, written, os.SEEK_SET)
+            count = os.write(handle, data)
         written += count
         if sys.platform == "linux" and written - begun >= _AHEAD:
             with contextlib.suppress(OSError):  # only a hint
@@ -226,6 +239,11 @@ def _eager(handle: int) -> Callable[[Buffer], int]:
         return count
 
     return write
+
+
+def _makes_room_after(error: OSError) -> bool:
+    """Return whether a disk was full and there is more room now, after what was removed."""
+    return error.errno in _FULL and wait_for_removals()
 
 
 def _discard(path: Path) -> None:

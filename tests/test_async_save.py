@@ -73,7 +73,9 @@ class Gate:
         self.log: list[str] = []
         real = LocalStorage.write
 
-        def write(storage: LocalStorage, name: str, save: Callable[[Any], object]) -> str:
+        def write(
+            storage: LocalStorage, name: str, save: Callable[[Any], object], **more: Any
+        ) -> str | None:
             if not name.endswith(".pt"):
                 return real(storage, name, save)
             self.log.append(f"begin {name}")
@@ -97,7 +99,9 @@ def broken_disk(monkeypatch: pytest.MonkeyPatch, *names: str, gate: Gate | None 
     """Let writes of some files fail, behind a gate if there is one."""
     real = LocalStorage.write
 
-    def write(storage: LocalStorage, name: str, save: Callable[[Any], object]) -> str:
+    def write(
+        storage: LocalStorage, name: str, save: Callable[[Any], object], **more: Any
+    ) -> str | None:
         if name in names:
             assert gate is None or gate.opened.wait(DEADLINE)
             raise CheckpointError(f"could not write {name}: No space left on device [ENOSPC]")
@@ -489,7 +493,7 @@ def test_a_process_that_ends_with_an_exception_ends_with_a_complete_file(tmp_pat
 
         opened, real = threading.Event(), LocalStorage.write
 
-        def write(storage, name, save):
+        def write(storage, name, save, **more):
             assert not name.endswith(".pt") or opened.wait(60)
             return real(storage, name, save)
 

@@ -293,7 +293,7 @@ class Faults:
         LocalStorage.write, LocalStorage.append_line = self.real  # type: ignore[method-assign]
 
     def _wrapped(self, real: Callable[..., Any]) -> Callable[..., Any]:
-        def call(storage: LocalStorage, name: str, what: Any) -> Any:
+        def call(storage: LocalStorage, name: str, what: Any, **more: Any) -> Any:
             self.writes += 1
             if self.fault is not None:
                 n, stays_full = self.fault
@@ -372,7 +372,7 @@ def failing_write(monkeypatch: pytest.MonkeyPatch, *, when: Callable[[str], bool
     """Let the local storage refuse files, as a full disk does."""
     real = LocalStorage.write
 
-    def write(self: LocalStorage, name: str, save: Any) -> str:
+    def write(self: LocalStorage, name: str, save: Any, **more: Any) -> str | None:
         if when(name):
             raise CheckpointError(errno.ENOSPC, f"could not write {name}: No space left on device")
         return real(self, name, save)
@@ -416,7 +416,7 @@ def test_ctrl_c_while_saving_leaves_files_and_memory_as_they_were(
     real = LocalStorage.write
     before: list[Any] = []
 
-    def write(self: LocalStorage, name: str, save: Any) -> str:
+    def write(self: LocalStorage, name: str, save: Any, **more: Any) -> str | None:
         if trainer.state.epoch == 2 and name == where and not before:
             before.extend([hook.best, disk(tmp_path)])
             before[1].pop("best_model_2_acc=0.7.pt", None)

@@ -49,7 +49,7 @@ def full_disk(where: str = ".pt") -> Iterator[None]:
     """Let writing of files with ``where`` in their name end half-way."""
     real = LocalStorage.write
 
-    def write(self: LocalStorage, name: str, save: Any) -> str:
+    def write(self: LocalStorage, name: str, save: Any, **more: Any) -> str | None:
         if where not in name:
             return real(self, name, save)
 
@@ -344,7 +344,7 @@ def test_mmengine_a_best_writes_no_other_checkpoint_and_only_when_it_is_one(tmp_
     written: list[str] = []
     real = LocalStorage.write
 
-    def write(self: LocalStorage, name: str, save: Any) -> str:
+    def write(self: LocalStorage, name: str, save: Any, **more: Any) -> str | None:
         written.append(name)
         return real(self, name, save)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
@@ -71,23 +72,87 @@ def test_a_large_file_is_gone_from_the_folder_before_it_is_gone_from_the_disk(
 def opened_by_waiting(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
     wait = _storage_local.wait_for_removals
 
-    def open_and_wait() -> None:
+    def open_and_wait() -> bool:
         gate.open.set()
-        wait()
+        waited = wait()
         gate.open.clear()
+        return waited
 
     monkeypatch.setattr(_storage_local, "wait_for_removals", open_and_wait)
 
 
 @pytest.mark.usefixtures("opened_by_waiting")
-def test_the_next_write_waits_for_the_room(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+@pytest.mark.parametrize("how", ["write_text", "append_line"])
+def test_a_write_that_finds_no_room_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, how: str
+) -> None:
+    storage, write = LocalStorage(tmp_path), os.write
+    storage.write_text("big", "x" * 1000)
+
+    def write_if_there_is_room(handle: int, data: bytes) -> int:
+        if any(name.startswith(".big.") for name in os.listdir(tmp_path)):
+            write(handle, data[: len(data) // 2])
+            raise OSError(number, os.strerror(number))
+        return write(handle, data)
+
+    storage.remove("big")
+    monkeypatch.setattr(os, "write", write_if_there_is_room)
+    if number == errno.EIO:
+        with pytest.raises(CheckpointError, match="EIO"):
+            getattr(storage, how)("new", "y")
+        return
+    getattr(storage, how)("new", "content")
+    assert storage.read_text("new") == ("content" if how == "write_text" else "content\n")
+    assert os.listdir(tmp_path) == ["new"]
+
+
+def test_a_write_that_finds_no_room_where_none_will_be_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(handle: int, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(CheckpointError, match="ENOSPC"):
+        LocalStorage(tmp_path).write_text("new", "y")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_large_file_is_replaced_at_once_and_gone_from_the_disk_later(
+    tmp_path: Path, gate: Gate
+) -> None:
     storage = LocalStorage(tmp_path)
     storage.write_text("big", "x" * 1000)
-    storage.remove("big")
-    found: list[list[str]] = []
-    storage.write("new", lambda file: found.append(os.listdir(tmp_path)))
-    [[only]] = found
-    assert only.startswith(".new.")
+    storage.write_text("big", "new")
+    assert storage.read_text("big") == "new"
+    [left, _] = sorted(os.listdir(tmp_path))
+    assert left.startswith(".big.")
+    gate.open.set()
+    storage.wait()
+    assert os.listdir(tmp_path) == ["big"]
+    assert gate.was_in_background
+
+
+@pytest.mark.parametrize("broken", ["link", "replace"])
+def test_a_file_that_cannot_be_replaced_stays_and_one_that_cannot_be_linked_is_replaced(
+    tmp_path: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    storage = LocalStorage(tmp_path)
+    storage.write_text("big", "x" * 1000)
+    gate.open.set()
+
+    def refuse(*args: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, broken, refuse)
+    if broken == "replace":
+        with pytest.raises(CheckpointError, match=r"could not write .*big: Operation not perm"):
+            storage.write_text("big", "new")
+    else:
+        storage.write_text("big", "new")
+    assert storage.read_text("big") == ("new" if broken == "link" else "x" * 1000)
+    assert os.listdir(tmp_path) == ["big"]
 
 
 @pytest.mark.parametrize("case", ["small", "another thread", "missing", "link"])

@@ -663,3 +663,8 @@ def test_reading_in_blocks_gives_the_sum_of_a_large_file(local: LocalStorage) ->
     data = os.urandom(3_000_001)
     local.write("x", content(data))
     assert local.sha256("x") == hashlib.sha256(data).hexdigest()
+
+
+def test_a_file_of_which_nobody_wants_the_sum_is_not_hashed(storage: Storage) -> None:
+    assert storage.write("file", lambda file: file.write(b"content"), hashed=False) is None
+    assert storage.sha256("file") == hashlib.sha256(b"content").hexdigest()
