@@ -15,6 +15,7 @@ from ._log import logger
 from ._sidecar import Sidecar, is_foreign
 from ._storage import Storage
 from ._storage_base import spellings
+from ._writer import wait_for_writers
 from .exceptions import CheckpointError, StateError
 
 __all__: list[str] = []
@@ -37,6 +38,7 @@ class RunFolder:
             StateError: If there is another one.
         """
         self._lock.acquire(owner, is_live)
+        wait_for_writers()  # a run that has ended with an error may still be writing
         self.storage.clean()
 
     def release(self) -> None:

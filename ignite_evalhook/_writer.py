@@ -8,14 +8,23 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable
+from weakref import WeakSet
 
 from ._log import logger
 
-__all__ = ["Writer"]
+__all__ = ["Writer", "wait_for_writers"]
 
 Job = Callable[[], object]
 
 _NICENESS = 5  # a third of the share of training where cores are short; more would starve it
+
+_threads: WeakSet[threading.Thread] = WeakSet()
+
+
+def wait_for_writers() -> None:
+    """Wait for all jobs of all writers of this process; what they fail with stays theirs."""
+    for thread in list(_threads):
+        thread.join()
 
 
 class Writer:
@@ -52,6 +61,7 @@ class Writer:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="ignite-evalhook writer")
                 self._thread.start()
+                _threads.add(self._thread)
         return done
 
     def wait(self) -> None:

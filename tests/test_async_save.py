@@ -30,10 +30,12 @@ from ignite_evalhook import (
     EvalEvents,
     EvalHook,
     EvaluationError,
+    _folder,
     find_best,
     load_best,
 )
 from ignite_evalhook._storage import LocalStorage
+from ignite_evalhook._writer import wait_for_writers
 
 DEADLINE = 60.0  # seconds until a test that hangs fails
 
@@ -472,6 +474,36 @@ def test_the_file_is_there_when_the_run_ends_early(how: str, tmp_path: Path) -> 
 
     trainer.run([0], max_epochs=3)
     assert best_files(tmp_path) == ["best_model_1_acc=0.5.pt"]
+
+
+def test_the_next_run_in_the_folder_waits_for_what_one_that_failed_still_writes(
+    gate: Gate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, trainer = make([0.5], tmp_path)
+
+    @trainer.on(EvalEvents.EVAL_COMPLETED)
+    def fail(engine: Engine) -> None:
+        raise KeyError("a bug in training")
+
+    with pytest.raises(KeyError):
+        trainer.run([0], max_epochs=1)
+    assert gate.reached.wait(DEADLINE)
+
+    def open_and_wait() -> None:
+        gate.opened.set()
+        wait_for_writers()
+
+    clean = LocalStorage.clean
+
+    def clean_at_rest(storage: LocalStorage, prefix: str = "") -> list[str]:
+        assert not [t.name for t in threading.enumerate() if t.name == "ignite-evalhook writer"]
+        return clean(storage, prefix)
+
+    monkeypatch.setattr(_folder, "wait_for_writers", open_and_wait)
+    monkeypatch.setattr(LocalStorage, "clean", clean_at_rest)
+    _, trainer = make([0.7], tmp_path)
+    trainer.run([0], max_epochs=1)
+    assert best_files(tmp_path) == ["best_model_1_acc=0.7.pt"]
 
 
 def test_an_evaluation_on_demand_ends_with_its_file(tmp_path: Path) -> None:

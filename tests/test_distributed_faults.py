@@ -225,14 +225,14 @@ class Run:
 
         trap, write, append = self.trap, _storage_local._write_new, _storage_local._append
 
-        def write_or_fail(path: Path, save: Any) -> str:
+        def write_or_fail(path: Path, save: Any, **more: Any) -> str | None:
             def full(file: Any) -> None:
                 save(file)
                 name = path.name.lstrip(".")  # of a temporary file
                 kinds = [kind for kind in ("last.pt", "best.json") if name.startswith(kind)]
                 trap(f"writing {kinds[0] if kinds else 'the best'}")
 
-            return write(path, full)
+            return write(path, full, **more)
 
         def append_or_fail(handle: int, data: bytes, size: int) -> None:
             trap("writing the history")
