@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 
-from . import collect, cuda, idle, loops, memory, ranks, scale, timing, workers
+from . import collect, gpu, idle, loops, memory, ranks, scale, timing, workers
 from . import saving as saves
 from .peers import quieten, version, versions
 from .table import Row, lines, markdown, skipped, to_json
@@ -58,7 +58,7 @@ PARTS: dict[str, Part] = {
     "memory": memory.memory,
     "workers": workers.workers,
     "saving": saving,
-    "cuda": cuda.cuda,
+    "cuda": gpu.cuda,
 }
 
 

@@ -6,6 +6,8 @@ import dataclasses
 import gc
 import json
 import logging
+import subprocess
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,17 +66,17 @@ def test_short_evaluations_with_workers_run() -> None:
 def test_what_needs_a_gpu_runs_small_on_a_cpu_and_says_why_it_is_skipped(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from benchmarks import cuda
+    from benchmarks import gpu
     from benchmarks.timing import TINY
 
-    tiny = cuda.resnet50(width=2, classes=10)
-    (row,) = cuda.throughput("tiny", tiny, cuda.images(2, 2, 32), TINY, "cpu")
+    tiny = gpu.resnet50(width=2, classes=10)
+    (row,) = gpu.throughput("tiny", tiny, gpu.images(2, 2, 32), TINY, "cpu")
     assert row.at_least
-    small = cuda.Transformer(width=16, layers=1)
-    assert cuda.throughput("small", small, cuda.sentences(2, 2, 4), TINY, "cpu")
-    assert cuda.second_stream(tiny, 2, 2, 32, TINY, "cpu").at_least
+    small = gpu.Transformer(width=16, layers=1)
+    assert gpu.throughput("small", small, gpu.sentences(2, 2, 4), TINY, "cpu")
+    assert gpu.second_stream(tiny, 2, 2, 32, TINY, "cpu").at_least
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert {row.note for row in cuda.cuda(TINY)} == {"skipped: no CUDA device"}
+    assert {row.note for row in gpu.cuda(TINY)} == {"skipped: no CUDA device"}
 
 
 def test_a_target_is_a_ceiling_or_a_floor() -> None:
@@ -134,3 +136,12 @@ def test_efforts_differ_in_size_only() -> None:
     assert FULL.repetitions >= 5
     assert QUICK.of(1000) == 100
     assert dataclasses.replace(QUICK, scale=0.0).of(1000, least=4) == 4
+
+
+@pytest.mark.parametrize("script", ["messages.py", "scoreboard.py"])
+def test_a_script_beside_the_other_modules_finds_what_torch_imports(script: str) -> None:
+    """A script's own folder comes first: a ``cuda.py`` in it would be taken for NVIDIA's."""
+    command = [sys.executable, str(ROOT / "benchmarks" / script), "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("usage")
