@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.golden_runs import ROWS, Run
 from torch import nn
 
+from helpers.golden_runs import ROWS, Run
 from ignite_evalhook import EvalHook, History, find_best, load_best
 from ignite_evalhook.__main__ import main
 
