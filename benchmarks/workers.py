@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import statistics
 from collections.abc import Callable
@@ -72,25 +71,9 @@ def with_ignite(persistent: bool, epochs: int) -> Callable[[], None]:
     return run
 
 
-def told() -> bool:
-    """Return whether a run with workers that are started anew is told of it."""
-    log = logging.getLogger("ignite_evalhook")
-    said = io.StringIO()
-    handler, level = logging.StreamHandler(said), log.level
-    log.addHandler(handler)
-    log.setLevel(logging.INFO)
-    try:
-        with_ours(persistent=False, epochs=2)()
-    finally:
-        log.removeHandler(handler)
-        log.setLevel(level)
-    return "persistent_workers" in said.getvalue()
-
-
 def workers(effort: Effort) -> list[Row]:
     """Compare whole runs: persistent workers beside those that are started anew."""
     epochs = effort.of(10)
-    heard = told()
     logging.getLogger("ignite_evalhook").setLevel(logging.ERROR)
     contenders = {
         (who, persistent): make(persistent, epochs)
@@ -101,10 +84,7 @@ def workers(effort: Effort) -> list[Row]:
     times = interleaved(named, effort.repetitions)
     shown = {who: ratios(times[f"{who} True"], times[f"{who} False"]) for who in (OURS, "ignite")}
     each = 1e3 * statistics.median(times[f"{OURS} False"]) / epochs
-    note = (
-        f"{each:.0f} ms an epoch with its evaluation; the log "
-        f"{'tells' if heard else 'does NOT tell'} of persistent_workers"
-    )
+    note = f"{each:.0f} ms an epoch with its evaluation"
     return [
         row("short evaluations, 2 workers: persistent", "whole run, started anew = 1",
             shown.pop(OURS), shown, target=0.82, note=note),

@@ -1,18 +1,14 @@
-"""Keep the copies of weights that autocast makes: for an evaluation, and apart from training.
+"""Run a step under autocast, and keep an evaluation's casts apart from training's.
 
 Autocast caches what it casts of a weight, in one place for the whole process, and throws it away
-at the end of the outermost region.  A region for each batch would cast each weight for each batch.
-
-- :class:`MixedStep` has a region for each batch, so that metrics, handlers and loaders stay outside
-  autocast, and lets the copies last from the first batch to the last.
-- :func:`hide_casts` is for an evaluation inside a region of the user's own: the copies there may be
-  older than the weights, and training goes on with them.
+at the end of the outermost region.  :func:`mixed` has a region for each batch, so that metrics,
+handlers and loaders stay outside autocast.  :func:`hide_casts` is for an evaluation inside a region
+of the user's own: the copies there may be older than the weights, and training goes on with them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -24,87 +20,25 @@ __all__: list[str] = []
 
 Step = Callable[[Engine, Any], Any]
 
-_PLAIN = frozenset({torch.Tensor, nn.Parameter})
 
-
-class MixedStep:
-    """A step of an engine under autocast.
+def mixed(
+    step: Step, model: nn.Module, dtype: torch.dtype, device: torch.device | str | None = None
+) -> Step:
+    """Return a step that runs under autocast.
 
     Args:
         step: ``step(engine, batch) -> output``.
-        model: Whose weights are cast.
+        model: Says where it computes, if ``device`` does not: where its first parameter is.
         dtype: The type that autocast casts to.
-        device: Where the model computes; ``None``: where its first parameter is.
+        device: Where the model computes.
     """
 
-    def __init__(
-        self,
-        step: Step,
-        model: nn.Module,
-        dtype: torch.dtype,
-        device: torch.device | str | None = None,
-    ) -> None:
-        self._step = step
-        self._model = model
-        self._dtype = dtype
-        self._device = device
-        self._keeps = False
-        self._weights: Sequence[torch.Tensor] = ()
-        self._seen: list[tuple[int, int]] = []
+    def run(engine: Engine, batch: Any) -> Any:
+        place = device_of(model) if device is None else torch.device(device)
+        with torch.autocast(place.type, dtype):
+            return step(engine, batch)
 
-    def __call__(self, engine: Engine, batch: Any) -> Any:
-        """Run the step on one batch."""
-        device = device_of(self._model) if self._device is None else torch.device(self._device)
-        if not self._keeps:
-            with torch.autocast(device.type, self._dtype):
-                return self._step(engine, batch)
-        self._drop_old_casts()
-        # One level more, so that this region is not the outermost when it ends.  In between there
-        # is none: what a handler or a metric does under autocast drops its copies as ever.
-        torch.autocast_increment_nesting()
-        try:
-            with torch.autocast(device.type, self._dtype):
-                return self._step(engine, batch)
-        finally:
-            torch.autocast_decrement_nesting()
-
-    @contextmanager
-    def casts_kept(self) -> Iterator[None]:
-        """Let what is cast for one batch serve the next ones, inside the ``with`` block.
-
-        A weight that was changed between two batches is cast again, unless it was written
-        through ``.data``, of which a tensor keeps no count.  Inside another region of autocast,
-        and where weights are not plain tensors, nothing is kept.
-        """
-        weights = [weight for weight in self._model.parameters() if weight.requires_grad]
-        if inside_autocast() or not all(map(_is_countable, weights)):
-            yield
-            return
-        torch.clear_autocast_cache()
-        self._weights, self._seen = weights, _marks(weights)
-        self._keeps = True
-        try:
-            yield
-        finally:
-            self._keeps = False
-            self._weights, self._seen = (), []
-            torch.clear_autocast_cache()
-
-    def _drop_old_casts(self) -> None:
-        marks = _marks(self._weights)
-        if marks != self._seen:
-            self._seen = marks
-            torch.clear_autocast_cache()
-
-
-def _is_countable(weight: torch.Tensor) -> bool:
-    plain = type(weight) in _PLAIN and weight.layout is torch.strided
-    return plain and not weight.is_inference()
-
-
-def _marks(weights: Sequence[torch.Tensor]) -> list[tuple[int, int]]:
-    """Return what changes when weights do: how often each was written, and where it is."""
-    return [(weight._version, weight.data_ptr()) for weight in weights]
+    return run
 
 
 def device_of(model: nn.Module) -> torch.device:

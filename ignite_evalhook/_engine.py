@@ -25,12 +25,10 @@ import torch
 from ignite.engine import Engine, Events
 from ignite.metrics import Metric
 
-from ._autocast import MixedStep
 from ._collect import Carrier
 from ._loading import Batches
 from ._merge import check_exact, merged, metric_state, no_collectives
 from ._pool import Pool, answers
-from ._prefetch import Prefetch
 from ._results import ResultCollector
 from ._team import Section
 from ._val_loss import LossMeter, count_samples, split_val_loss
@@ -135,11 +133,6 @@ def run_pass(
     reset(evaluator)
     evaluator._process_function = tapped
     try:
-        if isinstance(process, MixedStep):
-            guard.enter_context(process.casts_kept())
-        prefetch = getattr(evaluator, "prefetch", None)
-        if isinstance(prefetch, Prefetch):
-            guard.enter_context(prefetch.over(batches))
         if pool is not None:
             guard.enter_context(no_collectives())
         with _attended(evaluator, None if pool is None else meet, finish, swallowed):

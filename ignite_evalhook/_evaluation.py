@@ -43,15 +43,13 @@ Judge = Callable[[dict[str, Any], Sequence[str]], Any]
 class Outcome:
     """What one evaluation measured: plain metrics, samples, and seconds.
 
-    But for the seconds it is the same on every rank, and so is the verdict: what was judged.  Of
-    the seconds, some went into starting and ending data workers.
+    But for the seconds it is the same on every rank, and so is the verdict: what was judged.
     """
 
     metrics: dict[str, Any]
     samples: int | None
     seconds: float
     verdict: Any = None
-    worker_seconds: float = 0.0
 
 
 @dataclass
@@ -186,8 +184,7 @@ class Evaluation:
         seconds = time.perf_counter() - started
         if self.function is not None:
             samples = None
-        worker_seconds = 0.0 if batches.cost is None else batches.cost.seconds
-        return Outcome(outcome, samples, seconds, verdict, worker_seconds)
+        return Outcome(outcome, samples, seconds, verdict)
 
     def _finish(self, metrics: dict[str, Any]) -> None:
         """Make metrics plain, and add those derived from them."""

@@ -10,12 +10,12 @@ import torch
 from ignite.engine import Engine, State
 from ignite.metrics import Metric
 from torch import nn
+from torch.utils._pytree import tree_map_only
 
-from ._autocast import MixedStep, Step, device_of
+from ._autocast import Step, device_of, mixed
 from ._buffers import get_ready, without_ddp_broadcast
 from ._engine import grad_mode, run_pass, tell_data
 from ._loading import first_batch, plan_batches
-from ._prefetch import Prefetch, map_tensors
 from ._quiet import quiet
 from ._sharding import Turn
 from ._team import Team
@@ -38,7 +38,6 @@ class ModelEvaluator(Engine):
     """
 
     model: nn.Module
-    prefetch: Prefetch | None = None
 
     def __init__(self, step: Step, model: nn.Module, *, inference_mode: bool) -> None:
         super().__init__(step)
@@ -111,11 +110,9 @@ def create_evaluator(
         loss_fn: ``loss_fn(y_pred, y)`` becomes the validation loss: a scalar (the mean of the
             batch), a tensor of shape ``(batch,)``, a mapping of losses, or a ``ValLoss``.
         device: Where batches go.  ``None``: where the model's first parameter is.
-        non_blocking: Whether copies to the device may overlap with computation.  Pinned batches of
-            a ``DataLoader`` with workers are copied to a GPU one ahead.
+        non_blocking: Whether copies of pinned batches to a GPU may overlap with computation.
         prepare_batch: ``prepare_batch(batch, device=, non_blocking=) -> (x, y)``.
-        amp_dtype: Run model and loss under autocast with this type, ``torch.bfloat16`` say.  Each
-            weight is cast once an evaluation.
+        amp_dtype: Run model and loss under autocast with this type, ``torch.bfloat16`` say.
         inference_mode: Use ``torch.inference_mode`` instead of ``torch.no_grad``.  Models that
             keep tensors of a forward pass for later break with it.
         step: ``step(engine, batch) -> output`` in place of all that.
@@ -152,11 +149,9 @@ def create_evaluator(
     if step is not None and given:
         raise ValueError(f"step= replaces {', '.join(given)}; pass either step or those")
     bare = unwrap(model)
-    prefetch: Prefetch | None = None
     if step is None:
-        step, prefetch = _make_step(bare, loss_fn, device, non_blocking, prepare_batch, amp_dtype)
+        step = _make_step(bare, loss_fn, device, non_blocking, prepare_batch, amp_dtype)
     evaluator = ModelEvaluator(step, bare, inference_mode=inference_mode)
-    evaluator.prefetch = prefetch
     for name, own in attached.items():
         own.attach(evaluator, name)
     return evaluator
@@ -169,21 +164,15 @@ def _make_step(
     non_blocking: bool,
     prepare_batch: PrepareBatch | None,
     amp_dtype: torch.dtype | None,
-) -> tuple[Step, Prefetch | None]:
+) -> Step:
     val_step = getattr(model, "val_step", None)
     by_itself = callable(val_step) and loss_fn is None and prepare_batch is None
     place, on_cpu = torch.device("cpu"), True
 
-    def target() -> torch.device:
-        return device_of(model) if device is None else torch.device(device)
-
     def find_place() -> None:
         nonlocal place, on_cpu
-        place = target()
+        place = device_of(model) if device is None else torch.device(device)
         on_cpu = place.type == "cpu"
-
-    moves_here = not by_itself and prepare_batch is None and non_blocking
-    prefetch = Prefetch(target) if moves_here else None
 
     def prepare(batch: Any) -> tuple[Any, Any]:
         if prepare_batch is not None:
@@ -194,8 +183,6 @@ def _make_step(
     def predict(engine: Engine, batch: Any) -> Any:
         if engine.state.iteration <= 1:
             find_place()  # once an evaluation, since the model may have moved
-        if prefetch is not None:
-            batch = prefetch.take(batch)
         plain = on_cpu and prepare_batch is None and type(batch) in (tuple, list)
         if plain and len(batch) == 2 and _on_cpu(batch[0]) and _on_cpu(batch[1]):
             x, y = batch  # nothing to move: the common case on a CPU
@@ -211,7 +198,7 @@ def _make_step(
         return val_step(batch)  # type: ignore[misc]  # used only where it is callable
 
     step = run_val_step if by_itself else predict
-    return step if amp_dtype is None else MixedStep(step, model, amp_dtype, device), prefetch
+    return step if amp_dtype is None else mixed(step, model, amp_dtype, device)
 
 
 def _on_cpu(item: Any) -> bool:
@@ -232,8 +219,5 @@ def _unpack(batch: Any) -> Any:
 
 def _to_device(batch: Any, device: torch.device, non_blocking: bool) -> Any:
     """Move every tensor of a nested structure; anything else stays as it is."""
-
-    def move(one: torch.Tensor) -> torch.Tensor:
-        return one if one.device == device else one.to(device, non_blocking=non_blocking)
-
-    return map_tensors(batch, move)
+    move = partial(torch.Tensor.to, device=device, non_blocking=non_blocking)
+    return tree_map_only(torch.Tensor, move, batch)

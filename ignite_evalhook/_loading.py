@@ -7,7 +7,7 @@ batch holds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Sized
 from itertools import islice, tee
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -17,7 +17,6 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Sampler,
 
 from ._order import draw, index_sampler, length_of, smallest
 from ._sharding import ALONE, Dealt, Part, Shard, Turn, deal, is_stream, whole_of, with_sampler
-from ._worker_cost import WorkerCost
 from .exceptions import EvaluationError
 
 __all__: list[str] = []
@@ -35,15 +34,12 @@ class Batches:
         total: Number of batches of all ranks, if ``source`` is this rank's share; ``None``: it
             holds those of all ranks.
         data: What was given to evaluate, before it was dealt out.
-        cost: Measures what it costs to start workers for this pass; ``None``: there are none, or
-            they persist.
 
     Attributes:
         length: Number of batches, if it is known beforehand.
         total: Number of batches of all ranks; ``None`` before it is known, and where each rank
             has its own.
         seen: Batches evaluated so far; counted by whoever takes them.
-        through: What else they go through on their way, set before the pass begins.
     """
 
     def __init__(
@@ -56,14 +52,11 @@ class Batches:
         turn: Turn | None = ALONE,
         total: int | None = None,
         data: Any = None,
-        cost: WorkerCost | None = None,
     ) -> None:
         self.data = data
-        self.cost = cost
         self.length = None if length is None else smallest(length, limit)
         self.total = self.length if turn is ALONE else total
         self.seen = 0
-        self.through: Callable[[Iterator[Any]], Iterator[Any]] | None = None
         self._source = source
         self._limit = limit
         self._iterator: Iterator[Any] | None = None
@@ -82,8 +75,6 @@ class Batches:
         batches: Iterator[Any] = islice(iter(self._source), self._limit)
         if self._turn is not None and self._turn is not ALONE and self.total is None:
             batches = self._pick(batches, self._turn)
-        if self.through is not None:
-            batches = self.through(batches)
         yield from batches
         self._at_end = True
         if self._turn is not None and self._turn.world_size == 1:
@@ -155,9 +146,8 @@ def plan_batches(
     if not isinstance(data, DataLoader):
         length = len(data) if isinstance(data, (list, tuple)) else None
         return Batches(data, length or None, limit, None, turn=who)
-    cost = cost_of(data)
     if isinstance(data.dataset, IterableDataset):
-        return Batches(go_through(apart(data), cost), None, limit, None, turn=who, cost=cost)
+        return Batches(go_through(apart(data)), None, limit, None, turn=who)
     indices: Iterable[list[int]] | None = batch_indices(data) if order else None
     drawn = order and indices is None
     if drawn:
@@ -165,9 +155,9 @@ def plan_batches(
         twin = with_order(data, told)
     else:
         twin = apart(data, limit=limit)
-    source = go_through(twin, cost, seed=not drawn)
+    source = go_through(twin, seed=not drawn)
     length = length_of(twin if drawn else data) or None
-    return Batches(source, length, limit, indices, turn=who, data=data, cost=cost)
+    return Batches(source, length, limit, indices, turn=who, data=data)
 
 
 def first_batch(data: Iterable[Any]) -> Any:
@@ -202,16 +192,13 @@ def _plan_share(data: Iterable[Any], limit: int | None, order: bool, turn: Turn)
         return draw(whole, limit)
 
     shard.part = part = deal(whole, turn, limit, drawn=drawn)
-    cost = cost_of(loader)
-    source = follow(go_through(apart(loader, shard), cost), shard, type(loader))
+    source = follow(go_through(apart(loader, shard)), shard, type(loader))
     indices: Iterable[list[int]] | None = None
     if order:
         indices = map(list, part) if loader.batch_sampler is not None else ([i] for i in part)
     # A class of the user's own may give more batches than its sampler names: let it, and see.
     length = len(part) if type(loader).__iter__ is DataLoader.__iter__ else None
-    return Batches(
-        source, length, None, indices, turn=turn, total=part.total, data=loader, cost=cost
-    )
+    return Batches(source, length, None, indices, turn=turn, total=part.total, data=loader)
 
 
 def follow(batches: Iterable[Any], shard: Shard, kind: type) -> Iterator[Any]:
@@ -306,30 +293,19 @@ def persists(loader: DataLoader[Any]) -> bool:
     return loader.num_workers > 0 and loader.persistent_workers
 
 
-def cost_of(loader: DataLoader[Any]) -> WorkerCost | None:
-    """Return a stopwatch for a loader that starts workers for each pass; ``None`` for others."""
-    starts = loader.num_workers > 0 and not loader.persistent_workers
-    return WorkerCost(loader.num_workers) if starts else None
-
-
 def draw_seed(loader: DataLoader[Any]) -> None:
     """Draw what a loader draws for its workers at the start of a pass, before its sampler."""
     torch.empty((), dtype=torch.int64).random_(generator=loader.generator)
 
 
-def go_through(
-    loader: DataLoader[Any], cost: WorkerCost | None, *, seed: bool = False
-) -> Iterable[Any]:
+def go_through(loader: DataLoader[Any], *, seed: bool = False) -> Iterable[Any]:
     """Return the batches of one pass over what :func:`apart` has returned.
 
     Args:
         loader: The loader.
-        cost: Measures what it costs to start workers, if the pass starts some.
         seed: Draw from the generator as often with workers that are running as with new ones,
             so that a sampler draws the same order.
     """
-    if cost is not None:
-        return cost.watch(loader)
     course = index_sampler(loader)
     return _occupy(loader, course, seed) if isinstance(course, Course) else loader
 

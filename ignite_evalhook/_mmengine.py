@@ -13,7 +13,7 @@ from ignite.engine import Engine, Events
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ._autocast import MixedStep, Step
+from ._autocast import Step, mixed
 from ._evaluator import ModelEvaluator
 from ._mmengine_metric import MMEngineMetric, needs_mmengine
 from ._val_loss import ValLoss, split_val_loss
@@ -100,7 +100,7 @@ def create_mmengine_evaluator(
         found = own_loss(bare, batch)  # first, so that it gets the batch as it came
         return _with_loss(bare.val_step(batch), found)
 
-    step: Step = plain if amp_dtype is None else MixedStep(plain, bare, amp_dtype)
+    step: Step = plain if amp_dtype is None else mixed(plain, bare, amp_dtype)
     evaluator = ModelEvaluator(step, bare, inference_mode=inference_mode)
     if metrics is not None:
         MMEngineMetric(metrics, dataset_meta=dataset_meta).attach(evaluator, "mmengine")

@@ -26,7 +26,6 @@ from ._run import Run
 from ._team import Section, Team
 from ._watchers import Watchers
 from ._whole_state import whole_states
-from ._worker_hint import WorkerHint
 from .exceptions import EvaluationError
 
 __all__: list[str] = []
@@ -51,7 +50,6 @@ class Recorder:
         self._run = run
         self._watchers = watchers
         self._speaker = speaker
-        self._hint = WorkerHint()
         self._is_evaluating = False
         self._metrics: Mapping[str, Any] | None = None  # of the present evaluation, once complete
         plan.follower.keeper.connect(self.signed_score, lambda engine: self.at)
@@ -83,7 +81,6 @@ class Recorder:
                 seconds = section.close(None, lambda said: outcome.seconds)
         finally:
             self._is_evaluating = False
-        self._advise(data, outcome)
         return _record(at, outcome, (), seconds)
 
     def record(
@@ -113,7 +110,6 @@ class Recorder:
         self._run.history.append(record)
         self._run.is_known = True
         follower.accept(record.best_of, verdict.scores, at)
-        self._advise(data, outcome)
         with team.together(f"{name}: listeners"):
             follower.keeper.settle(saves=verdict.saves)
             self._watchers.heed(record, self._plan.evaluation.evaluator)
@@ -171,12 +167,6 @@ class Recorder:
             follower.share_written(section, wait=True)  # one save in flight
         states = whole_states(keeper.to_save, section.team)
         return keeper.save(trainer, verdict.scores, states) if keeper.writes else set()
-
-    def _advise(self, data: Any, outcome: Outcome) -> None:
-        """Say what would make evaluations quicker."""
-        hint = self._hint.heed(data, outcome.worker_seconds, outcome.seconds)
-        if hint is not None:
-            logger.info("%s: %s", self._plan.name, hint)
 
     def signed_score(self, metric: str | None) -> float:
         """Return the present or last score of a followed metric; ``None``: of the first one."""

@@ -18,8 +18,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from ._numpy_state import remember_numpy
-
 __all__: list[str] = []
 
 Restore = Callable[[], object]
@@ -83,7 +81,7 @@ def remember_random(modules: Collection[nn.Module], *data: object) -> Restore:
     ]
     numpy_random = sys.modules.get("numpy.random")
     if numpy_random is not None:
-        steps.append(remember_numpy(numpy_random.mtrand._rand))
+        steps.append(_remember_numpy(numpy_random.mtrand._rand))
     steps += _remember_devices()
     found = {id(item): item for item in find_generators(data)}
     found.update((id(item), item) for item in held_generators(modules))
@@ -134,9 +132,13 @@ def _remember_one(generator: Any) -> Restore:
     if isinstance(generator, random.Random):
         return partial(generator.setstate, generator.getstate())
     if hasattr(generator, "set_state"):  # numpy.random.RandomState
-        return remember_numpy(generator)
+        return _remember_numpy(generator)
     bits = getattr(generator, "bit_generator", generator)
     return partial(setattr, bits, "state", bits.state)
+
+
+def _remember_numpy(generator: Any) -> Restore:
+    return partial(generator.set_state, generator.get_state(legacy=False))
 
 
 def find_generators(roots: Iterable[object]) -> list[Any]:

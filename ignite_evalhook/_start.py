@@ -61,6 +61,12 @@ def prepare(
     plan.follower.share_account(section)
     run.has_begun = True
     logger.info(announcement(plan))
+    workers = getattr(plan.dataloader, "num_workers", 0)
+    if workers > 0 and not getattr(plan.dataloader, "persistent_workers", True):
+        logger.info(
+            "%s: each evaluation starts %d data workers and ends them; "
+            "DataLoader(..., persistent_workers=True) keeps them", plan.name, workers,
+        )  # fmt: skip
 
 
 def announcement(plan: Plan) -> str:

@@ -74,7 +74,7 @@ def test_what_needs_a_gpu_runs_small_on_a_cpu_and_says_why_it_is_skipped(
     assert row.at_least
     small = gpu.Transformer(width=16, layers=1)
     assert gpu.throughput("small", small, gpu.sentences(2, 2, 4), TINY, "cpu")
-    assert gpu.second_stream(tiny, 2, 2, 32, TINY, "cpu").at_least
+    assert gpu.pinned_by_loader(tiny, 2, 2, 32, TINY, "cpu").at_least
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert {row.note for row in gpu.cuda(TINY)} == {"skipped: no CUDA device"}
 

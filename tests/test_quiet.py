@@ -32,7 +32,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from ignite_evalhook import _numpy_state, _rng
+from ignite_evalhook import _rng
 from ignite_evalhook._quiet import quiet
 
 
@@ -912,13 +912,9 @@ NUMPY_INSIDE: dict[str, Callable[[], object]] = {
 }
 
 
-@pytest.mark.parametrize("layout", [True, False], ids=["by its memory", "by its own ways"])
 @pytest.mark.parametrize("inside", NUMPY_INSIDE)
 @pytest.mark.parametrize("before", NUMPY_BEFORE)
-def test_numpys_global_generator_does_not_move_by_a_single_bit(
-    before: str, inside: str, layout: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(_numpy_state, "_is_layout_known", lambda: layout)
+def test_numpys_global_generator_does_not_move_by_a_single_bit(before: str, inside: str) -> None:
     np.random.seed(3)
     NUMPY_BEFORE[before]()
     stood = numpy_state()
@@ -930,10 +926,6 @@ def test_numpys_global_generator_does_not_move_by_a_single_bit(
         assert numpy_state() == stood
     finally:
         np.random.set_bit_generator(own)
-
-
-def test_this_numpy_keeps_its_words_where_we_look() -> None:
-    assert _numpy_state._is_layout_known()
 
 
 def test_a_global_generator_of_another_kind_does_not_move() -> None:

@@ -16,10 +16,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 
 from helpers.ranks import on_ranks
 from ignite_evalhook import EvalHook, create_evaluator
-from ignite_evalhook import _worker_hint as hints
-from ignite_evalhook._loading import apart, plan_batches
-from ignite_evalhook._worker_cost import WorkerCost
-from ignite_evalhook._worker_hint import WorkerHint
+from ignite_evalhook._loading import apart
 
 
 class Pids(Dataset[Tensor]):
@@ -284,150 +281,27 @@ def test_training_in_the_middle_of_the_same_loader_keeps_its_place() -> None:
     end_workers(loader)
 
 
-# -- what it costs to start them ------------------------------------------------------------------
-
-
-class Time:
-    """A clock that stands still until told."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-class Slow:
-    """A loader of two workers, whose steps take the given seconds."""
-
-    def __init__(self, time: Time, start: float, waits: Sequence[float], end: float) -> None:
-        self.time, self.start, self.waits, self.end = time, start, waits, end
-
-    def __iter__(self) -> Iterator[int]:
-        self.time.now += self.start
-        return self.batches()
-
-    def batches(self) -> Iterator[int]:
-        try:
-            for number, wait in enumerate(self.waits):
-                self.time.now += wait
-                yield number
-        finally:
-            self.time.now += self.end
-
-
-@pytest.mark.parametrize(
-    ("name", "start", "waits", "end", "step", "seconds"),
-    [
-        ("what goes on at both ends", 1.0, [0, 0, 0], 0.5, 0, 1.5),
-        ("workers that get ready late", 1.0, [9, 0, 1, 0, 1], 0.5, 0, 9.5),
-        ("batches that take long", 1.0, [9, 0, 9, 0, 9], 0.5, 0, 1.5),
-        ("a batch that is as slow, later", 1.0, [9, 0, 1, 0, 9], 0.5, 0, 9.5),
-        ("a slow one among the first", 1.0, [9, 8, 1, 0, 1], 0.5, 0, 1.5),
-        ("a model that hides how long a batch takes", 1.0, [9, 0, 0, 0], 0.5, 5, 1.5),
-        ("too few batches to tell", 1.0, [9, 0], 0.5, 0, 1.5),
-        ("no batch", 1.0, [], 0.5, 0, 1.5),
-    ],
-)
-def test_what_counts_as_the_price_of_workers(
-    name: str, start: float, waits: list[float], end: float, step: float, seconds: float
-) -> None:
-    time = Time()
-    cost = WorkerCost(2, time)
-    for _ in cost.watch(Slow(time, start, waits, end)):
-        time.now += step
-    assert cost.seconds == pytest.approx(seconds)
-
-
-def test_ending_the_workers_counts_also_when_batches_are_left() -> None:
-    time = Time()
-    cost = WorkerCost(2, time)
-    batches = cost.watch(Slow(time, 1.0, [0] * 9, 0.5))
-    next(batches)
-    time.now += 100  # the model
-    del batches
-    assert cost.seconds == pytest.approx(1.5)
-
-
-def test_only_workers_that_are_started_for_each_pass_have_a_price() -> None:
-    for options in ({"num_workers": 0}, {"num_workers": 1, "persistent_workers": True}):
-        assert plan_batches(DataLoader(Pids(), **options)).cost is None
-    assert plan_batches([1, 2]).cost is None
-    batches = plan_batches(loader_of(persistent_workers=False), 2)
-    next(iter(batches))
-    batches.close()
-    assert batches.cost is not None
-    assert batches.cost.seconds > 0.0
-
-
 # -- the hint -------------------------------------------------------------------------------------
 
 
-class Data:
-    """Something to evaluate."""
-
-
-ONE, TWO = Data(), Data()
-
-
 @pytest.mark.parametrize(
-    ("name", "evaluations", "said"),
+    ("options", "said"),
     [
-        ("twice", [(ONE, 0.3, 1.0)] * 4, [1]),
-        ("a tenth is not more than a tenth", [(ONE, 0.1, 1.0)] * 4, []),
-        ("little", [(ONE, 0.009, 0.02)] * 4, []),
-        ("once", [(ONE, 0.3, 1.0), (ONE, 0.09, 1.0), (ONE, 0.3, 1.0)], []),
-        ("later", [(ONE, 0.0, 1.0), (ONE, 0.3, 1.0), (ONE, 0.3, 1.0)], [2]),
-        ("other data each time", [(ONE, 0.3, 1.0), (TWO, 0.3, 1.0)] * 2, []),
+        ({"persistent_workers": False}, 1),
+        ({"persistent_workers": True}, 0),
+        ({"num_workers": 0, "persistent_workers": False, "multiprocessing_context": None}, 0),
     ],
 )
-def test_when_there_is_something_to_say(
-    name: str, evaluations: list[tuple[Data, float, float]], said: list[int]
+def test_a_hook_says_once_that_its_workers_are_started_anew(
+    options: dict[str, Any], said: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    hint = WorkerHint()
-    lines = [hint.heed(*evaluation) for evaluation in evaluations]
-    assert [number for number, line in enumerate(lines) if line is not None] == said
-
-
-def test_loaders_that_are_gone_are_not_taken_for_others() -> None:
-    hint = WorkerHint()
-    assert [hint.heed(Data(), 0.3, 1.0) for _ in range(9)] == [None] * 9
-
-
-@pytest.mark.parametrize("track", [True, False])
-def test_a_hook_says_once_what_to_do(
-    track: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(hints, "LEAST", 0.0)
-    monkeypatch.setattr(hints, "SHARE", 0.0)
-    hook = hook_on(loader_of(num_workers=1, persistent_workers=False), [], name="set")
+    loader = loader_of(**{"num_workers": 1, **options})
+    hook = hook_on(loader, [], name="set")
+    trainer = Engine(lambda engine, batch: None)
+    hook.attach(trainer)
     with caplog.at_level(logging.INFO, "ignite_evalhook"):
-        if track:
-            trainer = Engine(lambda engine, batch: None)
-            hook.attach(trainer)
-            trainer.run([0], max_epochs=4)
-        else:
-            for _ in range(4):
-                hook.evaluate(track=False)
+        trainer.run([0], max_epochs=2)
     lines = [r.getMessage() for r in caplog.records if "persistent_workers" in r.getMessage()]
-    assert len(lines) == 1
-    assert lines[0].startswith("set: 0.")
-    assert "DataLoader(..., persistent_workers=True)" in lines[0]
-
-
-@pytest.mark.parametrize("options", [{"persistent_workers": True}, {"num_workers": 0}])
-def test_a_hook_says_nothing_where_there_is_nothing_to_gain(
-    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(hints, "LEAST", 0.0)
-    monkeypatch.setattr(hints, "SHARE", 0.0)
-    settings = {"num_workers": 1, "persistent_workers": False} | options
-    if settings["num_workers"] == 0:
-        settings["multiprocessing_context"] = None
-    loader = loader_of(**settings)
-    hook = hook_on(loader, [])
-    with caplog.at_level(logging.INFO, "ignite_evalhook"):
-        for _ in range(3):
-            hook.evaluate(track=False)
-    assert "persistent_workers" not in caplog.text
+    assert lines == ["set: each evaluation starts 1 data workers and ends them; "
+                     "DataLoader(..., persistent_workers=True) keeps them"] * said  # fmt: skip
     end_workers(loader)
