@@ -1,8 +1,7 @@
 """Rows about collecting predictions from two real processes (gloo, on this machine).
 
 Each holds half of the predictions of ``collect``; measured on rank 0 is the time from a barrier to
-a list of all items.  The unit is a memcpy of all their bytes into new memory.  Beside ours, which
-lends large payloads through memory that both see: the same over connections, as between hosts;
+a list of all items.  The unit is a memcpy of all their bytes into new memory.  Beside ours:
 ``gather`` of one padded tensor (dense only, and it leaves a tensor, no items), and what peers do
 with items, which is pickle (of 1/50 of them, since it takes many seconds).
 """
@@ -52,16 +51,6 @@ def ours(outputs: list[Any]) -> list[Any] | None:
         found: list[Any] = []
         section.close(collector.parts(), lambda said: found.append(merge(said)))
     return found[0] if found else None
-
-
-def over_connections(outputs: list[Any]) -> list[Any] | None:
-    """Do the same without lending memory, as between hosts."""
-    wire = Team.current()._wire
-    lends, wire._lends = wire._lends, False
-    try:
-        return ours(outputs)
-    finally:
-        wire._lends = lends
 
 
 def mine(outputs: list[Any]) -> ResultCollector:
@@ -141,7 +130,6 @@ def of_kind(kind: str, outputs: list[Any], repetitions: int, peers: bool) -> dic
         OURS: (lambda: ours(outputs), 1.0),
     }
     if kind == "dense":
-        ways["ours, over connections"] = (lambda: over_connections(outputs), 1.0)
         ways["dist.gather"] = (lambda: gather(outputs), 1.0)
         ways["ignite (all_gather)"] = (lambda: all_gather(outputs), 1.0)
     if peers:

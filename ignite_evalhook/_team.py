@@ -25,7 +25,6 @@ import ignite.distributed as idist
 import torch.distributed as dist
 
 from ._packing import pack
-from ._shared_memory import host
 from ._wire import LostError, Wire
 from .exceptions import EvaluationError
 
@@ -38,7 +37,6 @@ Decide = Callable[[list[Any]], Any]
 # its connections close.  Only a host that vanishes without a word is noticed this late.
 PATIENCE = timedelta(days=1)
 POLL_SECONDS = 0.5  # how often a rank looks, between batches, whether another one has failed
-_HOST = "ignite_evalhook/host"  # key of the store: the host of rank 0
 _TOLD = "_told_at_meeting"  # attribute of an exception that every rank knows of
 
 
@@ -106,13 +104,11 @@ class Team:
         size: int = 1,
         group: Any = None,
         store: Any = None,
-        *,
-        same_host: bool = False,
     ) -> None:
         self.rank = rank
         self.size = size
         self.group = group
-        self._wire = Wire(rank, group, lends=same_host)
+        self._wire = Wire(rank, group)
         self._store = store
         self.meetings = 0
         self._deciding = False
@@ -137,12 +133,8 @@ class Team:
         world = dist.group.WORLD
         if _team is None or _team_world is not world:
             store = dist.distributed_c10d._get_default_store()
-            rank, here = dist.get_rank(), host() or ""
-            if rank == 0:
-                store.set(_HOST, here)
             group = dist.new_group(backend="gloo", timeout=PATIENCE)
-            same_host = here != "" and store.get(_HOST).decode() == here
-            _team, _team_world = Team(rank, size, group, store, same_host=same_host), world
+            _team, _team_world = Team(dist.get_rank(), size, group, store), world
         return _team
 
     @property

@@ -1,8 +1,5 @@
 """Send a packed value from one rank to another, in messages of known lengths.
 
-A large payload is lent instead, where the receiver can see the sender's memory: it is told where
-to look, and answers whether it has it.  If not, the payload is sent after all.
-
 A message that was begun is sent, and received, to its end, whatever goes wrong meanwhile: else
 the next one would be taken for the rest of it.  Who talks to whom, and when, is not said here.
 """
@@ -19,14 +16,12 @@ import torch
 import torch.distributed as dist
 
 from ._packing import Packed, unpack
-from ._shared_memory import borrow, lend
 
 __all__: list[str] = []
 
 _FIRST = 4096  # bytes of a first message
 _CHUNK = 8 << 20  # bytes of each further one
 _LENGTHS = 16  # bytes: the lengths of head and payload, two int64
-_LENT = 8 << 20  # bytes; a smaller payload is sent, in about the same time as it is lent
 
 
 class LostError(Exception):
@@ -49,15 +44,13 @@ class Wire:
     Args:
         rank: This rank.
         group: The gloo group.
-        lends: Whether the rank to :meth:`send` to can see this one's memory.
 
     Attributes:
         interrupt: What a signal has raised while this rank waited, for the caller to raise.
     """
 
-    def __init__(self, rank: int, group: Any, *, lends: bool = False) -> None:
+    def __init__(self, rank: int, group: Any) -> None:
         self.interrupt: BaseException | None = None
-        self._lends = lends
         self._rank = rank
         self._group = group
 
@@ -75,29 +68,12 @@ class Wire:
         Raises:
             LostError: If the receiver is gone.
         """
-        try:
-            loan = lend(packed.pieces) if self._lends and packed.size >= _LENT else None
-        except Exception as error:  # noqa: BLE001  # returned; nothing has been sent yet
-            return error
-        first, is_all = _first_message(packed, "" if loan is None else loan.address)
-        try:
-            self._begin(dist.isend, first, rank)()
-            if is_all:
-                return None
-            self._send_head(rank, packed)
-            if loan is not None and self._is_taken(rank):
-                return None
-        finally:
-            if loan is not None:
-                loan.end()
+        first, is_all = _first_message(packed)
+        self._begin(dist.isend, first, rank)()
+        if is_all:
+            return None
+        self._send_head(rank, packed)
         return self._send_payload(rank, packed, packed.pieces)
-
-    def _is_taken(self, rank: int) -> bool:
-        """Return whether the receiver has what was lent; one that cannot is not asked again."""
-        answer = torch.empty(1, dtype=torch.uint8)
-        self._begin(dist.irecv, answer, rank)()
-        self._lends = bool(answer.item())
-        return self._lends
 
     def send_to_all(
         self, ranks: Iterable[int], packed: Packed, pieces: Sequence[torch.Tensor]
@@ -166,16 +142,6 @@ class Wire:
             return partial(_opened, first[_LENGTHS:middle], first[middle : middle + size].clone())
         head = torch.empty(head_length, dtype=torch.uint8)
         self._begin(dist.irecv, head, rank)()
-        if address := _bytes_of(first[_LENGTHS:]).rstrip(b"\0").decode():
-            lent = None
-            try:
-                lent = borrow(address, size)
-            except BaseException as error:  # noqa: BLE001  # a signal; raised by the caller
-                self.interrupt = error
-            taken = torch.tensor([lent is not None], dtype=torch.uint8)
-            self._begin(dist.isend, taken, rank)()
-            if lent is not None:
-                return partial(_opened, head, lent)
         try:
             payload = torch.empty(size, dtype=torch.uint8)
             opener = partial(_opened, head, payload)
@@ -225,17 +191,12 @@ class Wire:
         return lost
 
 
-def _first_message(packed: Packed, address: str = "") -> tuple[torch.Tensor, bool]:
-    """Return a message of fixed length, shape (_FIRST,), and whether all fits into it.
-
-    If not, it has room for the address of a payload that is lent.
-    """
+def _first_message(packed: Packed) -> tuple[torch.Tensor, bool]:
+    """Return a message of fixed length, shape (_FIRST,), and whether all fits into it."""
     first = torch.zeros(_FIRST, dtype=torch.uint8)
     first[:_LENGTHS] = torch.tensor([len(packed.head), packed.size]).view(torch.uint8)
     middle = _LENGTHS + len(packed.head)
     if middle + packed.size > _FIRST:
-        told = address.encode().ljust(_FIRST - _LENGTHS, b"\0")
-        first[_LENGTHS:] = torch.frombuffer(bytearray(told), dtype=torch.uint8)
         return first, False
     first[_LENGTHS:middle] = torch.frombuffer(bytearray(packed.head), dtype=torch.uint8)
     first[middle : middle + packed.size] = packed.payload()

@@ -18,8 +18,7 @@ from ignite.metrics import Accuracy, Precision, Recall
 from torch import nn
 
 from helpers.ranks import on_ranks
-from ignite_evalhook import EvalHook, _buffers, _team, _wire, create_evaluator
-from ignite_evalhook._shared_memory import host
+from ignite_evalhook import EvalHook, _buffers, _wire, create_evaluator
 from ignite_evalhook._team import Team
 
 MESSAGE = 4096  # bytes; of what is short
@@ -124,9 +123,7 @@ def test_an_evaluation_is_five_meetings_of_one_message_each_way(
             assert broadcasts == ([40] if kind == "buffers" else []), kind
 
 
-def say_much(rank: int, lends: bool) -> Any:
-    if not lends:
-        _team.host = lambda: None
+def say_much(rank: int) -> Any:
     team = Team.current()
     with spying() as spy:
         team.tell(lambda: None)
@@ -138,7 +135,7 @@ def say_much(rank: int, lends: bool) -> Any:
 
 
 def test_rank_0_waits_for_all_at_once_and_only_what_is_long_takes_more_messages() -> None:
-    for rank, (small, much) in enumerate(on_ranks(3, say_much, False)):
+    for rank, (small, much) in enumerate(on_ranks(3, say_much)):
         ways = [way for way, size in small if way != "waited"]
         assert ways == (["received"] * 2 + ["sent"] * 2 if rank == 0 else ["sent", "received"])
         if rank == 0:
@@ -153,14 +150,3 @@ def test_rank_0_waits_for_all_at_once_and_only_what_is_long_takes_more_messages(
         assert sizes.count(8 << 20) == 2 * others
         assert sizes.count(4 << 20) == others
         assert sizes.count(MESSAGE) == (1 if rank else 2)
-
-
-@pytest.mark.skipif(host() is None, reason="this system has no memory to lend")
-def test_what_is_lent_takes_two_messages_and_an_answer() -> None:
-    for rank, (_, much) in enumerate(on_ranks(3, say_much, True)):
-        said, told = ("received", "sent") if rank == 0 else ("sent", "received")
-        others = 2 if rank == 0 else 1
-        sizes = {way: [size for w, size in much if w == way] for way in (said, told)}
-        assert sizes[said].count(MESSAGE) == others
-        assert len(sizes[said]) == 2 * others  # the other says what it is
-        assert sorted(sizes[told]) == [1] * others + [MESSAGE] * others

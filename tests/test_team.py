@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from helpers.ranks import Outcome, die, on_ranks
-from ignite_evalhook import EvaluationError, _team, shard_batches
+from ignite_evalhook import EvaluationError, shard_batches
 from ignite_evalhook._packing import _Block
 from ignite_evalhook._team import Team
 
@@ -185,21 +185,16 @@ def explode(who: int) -> str:
 BIG = 40_000_000  # bytes; more than one block
 
 
-def break_messages(rank: int, lends: bool) -> dict[str, Any]:
+def break_messages(rank: int) -> dict[str, Any]:
     """Send what breaks on its way, in a first, a middle and a last meeting; go on each time."""
-    if not lends:
-        _team.host = lambda: None
     team = Team.current()
     seen: dict[str, Any] = {}
-    real_empty, real_piece, real_from_file = torch.empty, _Block.piece, torch.from_file
+    real_empty, real_piece = torch.empty, _Block.piece
 
     def too_little_memory(*size: Any, **options: Any) -> Any:
         if size == (BIG,):
             raise RuntimeError("there is no memory for this")
         return real_empty(*size, **options)
-
-    def too_little_space(*_: Any, **__: Any) -> Any:
-        raise RuntimeError("there is no room for this")
 
     def broken_device(block: Any) -> Any:
         if block.size == BIG // 2:
@@ -213,7 +208,7 @@ def break_messages(rank: int, lends: bool) -> dict[str, Any]:
         if broken == "sending":
             _Block.piece = broken_device  # type: ignore[method-assign]
         if broken == "receiving":
-            torch.empty, torch.from_file = too_little_memory, too_little_space
+            torch.empty = too_little_memory
         try:
             with team.together(name) as section:
                 section.meet("a meeting before")
@@ -224,7 +219,7 @@ def break_messages(rank: int, lends: bool) -> dict[str, Any]:
             seen[name] = f"{type(error).__name__}: {error}".splitlines()[0]
         finally:
             _Block.piece = real_piece  # type: ignore[method-assign]
-            torch.empty, torch.from_file = real_empty, real_from_file
+            torch.empty = real_empty
         assert team.tell(lambda: name) == name
 
     case("said 1", Unreadable(0) if rank == 1 else "", None, last=False)
@@ -240,8 +235,7 @@ def break_messages(rank: int, lends: bool) -> dict[str, Any]:
     return seen
 
 
-@pytest.mark.parametrize("lends", [False, True])
-def test_what_breaks_on_its_way_is_told_and_no_message_is_left_over(lends: bool) -> None:
+def test_what_breaks_on_its_way_is_told_and_no_message_is_left_over() -> None:
     told = {
         "said 1": "EvaluationError: rank 0 failed: LookupError: cannot be opened here",
         "said 1, at last": "EvaluationError: rank 0 failed: LookupError: cannot be opened here",
@@ -253,7 +247,7 @@ def test_what_breaks_on_its_way_is_told_and_no_message_is_left_over(lends: bool)
         "big to 1": "EvaluationError: rank 1 failed: RuntimeError: there is no memory for this",
         "big": "went on",
     }
-    for rank, seen in enumerate(on_ranks(3, break_messages, lends)):
+    for rank, seen in enumerate(on_ranks(3, break_messages)):
         for name, words in told.items():
             assert seen[name].startswith(words), (rank, name)
         # It was the last meeting, so the others are done.
