@@ -14,6 +14,7 @@ the first handler of ``EPOCH_COMPLETED`` and after the last).
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -294,15 +295,51 @@ def _metric_handlers(
 
 def has_unknown_handlers(evaluator: Engine) -> bool:
     """Return whether handlers that are neither Ignite's nor ours might add metrics."""
-    for event in (Events.STARTED, Events.EPOCH_STARTED, Events.ITERATION_COMPLETED,
-                  Events.EPOCH_COMPLETED):  # fmt: skip
-        for handler, _, _ in evaluator._event_handlers.get(event, ()):
-            owner = getattr(handler, "__self__", None)
-            module = type(owner).__module__ if owner is not None else handler.__module__
-            known = isinstance(owner, Metric) or module.split(".")[0] == "ignite"
-            if not known:
-                return True
-    return False
+    return any(
+        _is_users(handler)
+        for event in (Events.STARTED, Events.EPOCH_STARTED, Events.ITERATION_COMPLETED,
+                      Events.EPOCH_COMPLETED)
+        for handler in _handlers_of(evaluator, event)
+    )  # fmt: skip
+
+
+def own_preparation(evaluator: Engine) -> str | None:
+    """Name a handler of the user's that runs before a metric is updated, if there is one.
+
+    The process function or the metric may need what it does.
+    """
+    completed = Events.ITERATION_COMPLETED
+    before = [
+        (event, handler)
+        for event in (Events.STARTED, Events.EPOCH_STARTED, Events.GET_BATCH_STARTED,
+                      Events.GET_BATCH_COMPLETED, Events.ITERATION_STARTED, completed)
+        for handler in _handlers_of(evaluator, event)
+    ]  # fmt: skip
+    while before and before[-1][0] is completed and not _is_metrics(before[-1][1]):
+        before.pop()  # runs after all metrics
+    for event, handler in before:
+        if _is_users(handler):
+            return f"{getattr(handler, '__qualname__', type(handler).__qualname__)} on {event.name}"
+    return None
+
+
+def _handlers_of(engine: Engine, event: Events) -> list[Callable[..., Any]]:
+    """Return the handlers of an event, without what filters it."""
+    return [
+        inspect.unwrap(handler, stop=lambda one: hasattr(one, "__self__"))  # a method stays whole
+        for handler, _, _ in engine._event_handlers.get(event, ())
+    ]
+
+
+def _is_metrics(handler: Callable[..., Any]) -> bool:
+    return isinstance(getattr(handler, "__self__", None), Metric)
+
+
+def _is_users(handler: Callable[..., Any]) -> bool:
+    """Return whether a handler is neither a metric's, nor Ignite's, nor ours."""
+    owner = getattr(handler, "__self__", None)
+    module = str(handler.__module__ if owner is None else type(owner).__module__)
+    return not _is_metrics(handler) and module.split(".")[0] not in ("ignite", "ignite_evalhook")
 
 
 def handler_owners(engine: Engine) -> list[object]:
@@ -324,12 +361,12 @@ def is_running(engine: Engine) -> bool:
 @contextmanager
 def _state_kept(evaluator: Engine) -> Iterator[None]:
     state = evaluator.state
-    kept = (state.epoch, state.iteration, state.output, state.batch)
-    metrics = dict(state.metrics)
+    kept, metrics = dict(vars(state)), dict(state.metrics)
     try:
         yield
     finally:
-        state.epoch, state.iteration, state.output, state.batch = kept
+        vars(state).clear()
+        vars(state).update(kept)
         state.metrics.clear()
         state.metrics.update(metrics)
 
@@ -365,8 +402,9 @@ def probe(evaluator: Engine, batch: Any, *, compute: bool) -> dict[str, Any]:
     handlers = _metric_handlers(evaluator)
     with _state_kept(evaluator):
         evaluator.state.metrics.clear()
-        evaluator.state.epoch = evaluator.state.iteration = 1  # as for a run's first batch
-        evaluator.state.batch = batch
+        state: Any = evaluator.state  # as in a run over this batch alone
+        state.epoch = state.iteration = state.max_epochs = state.epoch_length = 1
+        state.batch = batch
         output, loss = split_val_loss(evaluator._process_function(evaluator, batch))
         if loss is not None:
             meter.update(loss, count_samples(output, batch))

@@ -15,6 +15,15 @@ __all__: list[str] = []
 logger = logging.getLogger("ignite_evalhook")
 
 
+def add_note(error: BaseException, note: str) -> None:
+    """Say more about an error on its way, below its traceback; before Python 3.11 in the log."""
+    if sys.version_info >= (3, 11):
+        error.add_note(note)
+    else:
+        vars(error)["__notes__"] = [*getattr(error, "__notes__", ()), note]
+        logger.error("%s", note)
+
+
 class _ShowIfNobodyElseDoes(logging.Handler):
     """Write to standard error unless the program has set up logging."""
 

@@ -6,19 +6,33 @@ no event fires, ``compute_metrics`` is not called, and nothing is left behind.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
-from ._engine import attached_metrics, check_metrics, grad_mode, has_unknown_handlers, probe
+from ._engine import (
+    attached_metrics,
+    check_metrics,
+    grad_mode,
+    has_unknown_handlers,
+    own_preparation,
+    probe,
+)
 from ._evaluation import Evaluation, to_number
 from ._follower import Follower
 from ._loading import plan_batches
+from ._log import add_note, logger
 from ._plain import to_plain
 from ._scores import missing_words
+from ._sharding import Turn
 from ._storage import Storage
 from ._team import Section
+from ._whole_state import is_sharded
+from .exceptions import EvaluationError
 
 __all__: list[str] = []
+
+_NONE = object()  # in place of a batch, which may be anything
 
 
 def check_saving(storage: Storage | None, states: Mapping[str, Any]) -> None:
@@ -45,14 +59,16 @@ def check_evaluation(
     more_metrics: Iterable[str],
     section: Section,
 ) -> None:
-    """Evaluate one batch, and check that the followed metrics will be there.
+    """Evaluate one batch of each rank's own, and check that the followed metrics will be there.
+
+    An evaluator that prepares itself in handlers of its own is left out, since none is called.
 
     Args:
         evaluation: How the hook evaluates.
         dataloader: Its batches; ``None`` for a function evaluator, which is not called.
         follower: What ``save_best`` follows.
         more_metrics: Names that early stopping and schedulers follow.
-        section: What all ranks go through together; each takes the same first batch.
+        section: What all ranks go through together.
 
     Raises:
         ValueError: If a followed metric will not be there.
@@ -61,18 +77,63 @@ def check_evaluation(
     """
     if dataloader is None:
         return
+    evaluator = evaluation.evaluator
+    if not section.team.alone:
+        check_metrics(evaluator)
+    preparation = own_preparation(evaluator)
+    if preparation is not None:
+        logger.info(
+            "%s: no trial batch before training, since the evaluator prepares itself: %s",
+            follower.name, preparation,
+        )  # fmt: skip
+        return
+    with _noted(follower.name):
+        _try_batch(evaluation, dataloader, follower, more_metrics, section)
+
+
+@contextmanager
+def _noted(name: str) -> Iterator[None]:
+    """Say of an error that nothing is evaluated yet."""
+    try:
+        yield
+    except Exception as error:
+        add_note(
+            error,
+            f"This came in the trial batch, by which the hook {name!r} finds mistakes before the "
+            "first step of training; preflight=False leaves it out.",
+        )
+        raise
+
+
+def _try_batch(
+    evaluation: Evaluation,
+    dataloader: Iterable[Any],
+    follower: Follower,
+    more_metrics: Iterable[str],
+    section: Section,
+) -> None:
     wanted = [*(t.metric for t in follower.targets), *more_metrics]
     metric_names = attached_metrics(evaluation.evaluator)
     unsure = evaluation.compute_metrics is not None or has_unknown_handlers(evaluation.evaluator)
     sure = {*metric_names, *evaluation.derive}
-    if not section.team.alone:
-        check_metrics(evaluation.evaluator)
+    team = section.team
     with evaluation.session(dataloader, section), grad_mode(evaluation.evaluator):
-        batches = plan_batches(dataloader, 1)
+        batches = plan_batches(
+            dataloader,
+            min(team.size, evaluation.limit_batches or team.size),
+            turn=Turn(team.rank, team.size, section.tell),
+            shard=evaluation.shard,
+        )
         try:
-            batch = next(iter(batches))
+            batch = next(iter(batches), _NONE)
         finally:
             batches.close()
+        have = section.meet("trial batch", batch is not _NONE, list)
+        if not any(have):
+            raise EvaluationError("the evaluation data is empty: no batch came, on no rank")
+        # Where a forward pass needs all ranks, those that have a batch would wait for the others.
+        if batch is _NONE or (not all(have) and is_sharded(evaluation.modules)):
+            return
         # The names inside a mapping are known only when a metric has computed, which costs
         # time; so that is done only where the answer depends on it.
         found = probe(evaluation.evaluator, batch, compute=False)

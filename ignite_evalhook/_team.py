@@ -55,6 +55,7 @@ class Failure(NamedTuple):
             message = str(error)
         except Exception as unprintable:  # noqa: BLE001  # whose error is the one to tell
             message = f"(its message cannot be shown: {type(unprintable).__qualname__})"
+        message = " ".join([message, *getattr(error, "__notes__", ())])
         trace = "".join(traceback.format_exception(error))
         return cls(rank, type(error).__qualname__, message, trace)
 
