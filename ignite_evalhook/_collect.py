@@ -130,7 +130,7 @@ def open_carrier(
     if gpu_collect:
         yield DeviceCarrier()
         return
-    parent = Path(os.path.abspath(os.fsdecode(tmpdir or "")))
+    parent = Path(os.path.abspath(os.path.expanduser(os.fsdecode(tmpdir or ""))))
     held: list[int] = []
 
     def make() -> str:

@@ -246,6 +246,7 @@ def _check_complete(batches: Batches, swallowed: list[BaseException]) -> None:
             f"the evaluation was cut short after {batches.seen}{expected} batches, so it has no "
             "score; a handler of the evaluator called terminate() or interrupt()"
         )
+    batches.check_length()
 
 
 def _add_losses(metrics: dict[str, Any], losses: Mapping[str, float]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -166,7 +167,7 @@ class History(Sequence[EvalRecord]):
             ValueError: If any other line is no record.
         """
         # A crash may have cut the last line within a character; the lines before it count.
-        text = Path(path).read_text("utf-8", errors="replace")
+        text = Path(os.path.expanduser(path)).read_text("utf-8", errors="replace")
         return cls(EvalRecord.from_dict(row) for row in parse_lines(text))
 
     def table(self, metrics: Sequence[str] | None = None) -> str:

@@ -7,6 +7,7 @@ batch holds.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Sized
 from itertools import islice, tee
 from typing import Any
@@ -96,6 +97,20 @@ class Batches:
         """Whether every batch was evaluated."""
         return self._at_end or (self.length is not None and self.seen == self.length)
 
+    def check_length(self) -> None:
+        """Warn if data that is no loader has more batches than its length, where engines stop."""
+        if self.data is None and not self._at_end and self.exhausted:
+            for _ in self:
+                self._at_end = True
+                warnings.warn(
+                    f"the evaluation data gives more batches than the {self.length} of its len(), "
+                    "and the others were left out; mend __len__, or pass limit_batches= if that is "
+                    "meant",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+                return
+
     def next_indices(self) -> list[int] | None:
         """Return the dataset indices of the next batch; ``None`` if they cannot be known."""
         return None if self._indices is None else next(self._indices, None)
@@ -144,8 +159,7 @@ def plan_batches(
         return _plan_share(data, limit, order, turn)
     who = ALONE if alone else None
     if not isinstance(data, DataLoader):
-        length = len(data) if isinstance(data, (list, tuple)) else None
-        return Batches(data, length or None, limit, None, turn=who)
+        return Batches(data, length_of(data) or None, limit, None, turn=who)
     if isinstance(data.dataset, IterableDataset):
         return Batches(go_through(apart(data)), None, limit, None, turn=who)
     indices: Iterable[list[int]] | None = batch_indices(data) if order else None
@@ -181,7 +195,9 @@ def _plan_share(data: Iterable[Any], limit: int | None, order: bool, turn: Turn)
         part = Part(data, turn.numbers(len(range(len(data))[:limit])))
         return Batches(part, len(part), None, None, turn=turn, total=part.total)
     if not isinstance(data, DataLoader):
-        return Batches(data, None, limit, None, turn=turn)
+        said = length_of(data)
+        length = None if said is None else len(turn.numbers(len(range(said)[:limit])))
+        return Batches(data, length, limit, None, turn=turn)  # counted, whatever len() says
     loader = data
     whole = whole_of(loader)
     shard = Shard(whole, turn)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -60,8 +61,11 @@ def read_old_run(checkpoint: str | PathLike[str] | Mapping[str, Any]) -> OldRun:
     Source:
         ``EvalHook`` and the runners of MMCV 1.x, ``CheckpointHook`` and ``Runner`` of MMEngine.
     """
-    path = None if isinstance(checkpoint, Mapping) else Path(checkpoint)
-    content = checkpoint if isinstance(checkpoint, Mapping) else load_old(checkpoint)
+    if isinstance(checkpoint, Mapping):
+        path, content = None, checkpoint
+    else:
+        path = Path(os.path.expanduser(checkpoint))
+        content = load_old(path)
     meta = content.get("meta")
     if not isinstance(meta, Mapping) or not _is_count(meta.get("iter")):
         raise ValueError(

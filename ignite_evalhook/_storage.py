@@ -22,7 +22,8 @@ def open_storage(out_dir: str | os.PathLike[str]) -> Storage:
 
     Args:
         out_dir: A path or a ``file://`` URL for a local folder; ``proto://...`` for any other
-            file system that fsspec knows.  A relative path is resolved now.
+            file system that fsspec knows.  A relative path is resolved now, and ``~`` is the
+            home folder.
 
     Raises:
         ImportError: If the package behind the URL's protocol is not installed.
@@ -33,7 +34,7 @@ def open_storage(out_dir: str | os.PathLike[str]) -> Storage:
     if not where:
         raise ValueError("out_dir must be a folder or a URL, got ''; '.' is the current folder")
     if "://" not in where:
-        return LocalStorage(where)
+        return LocalStorage(os.path.expanduser(where))
     if not where.lower().startswith("file://"):
         return FsspecStorage(where)
     parts = urlsplit(where)

@@ -198,11 +198,14 @@ def test_the_samples_of_other_data_are_not_known(data: Any) -> None:
         ([1, 2, 3], None, 3),
         ((1, 2, 3), 2, 2),
         ([], None, None),
-        (range(3), None, None),
-        ({1: 2}.keys(), None, None),
+        (range(3), None, 3),
+        (range(0), None, None),
+        (torch.zeros(3, 2), 5, 3),
+        ((n for n in range(3)), None, None),
+        ({1: 2}.keys(), None, 1),
     ],
 )
-def test_the_length_is_told_only_where_it_can_be_relied_on(
+def test_the_length_is_told_where_it_is_known(
     data: Any, limit: int | None, length: int | None
 ) -> None:
     assert plan_batches(data, limit).length == length
@@ -225,7 +228,7 @@ def test_it_is_exhausted_when_each_batch_was_taken() -> None:
 
 
 def test_data_of_unknown_length_is_exhausted_only_at_its_end() -> None:
-    batches = plan_batches(range(2))
+    batches = plan_batches(iter(range(2)))
     iterator = iter(batches)
     for _ in range(2):
         next(iterator)
