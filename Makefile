@@ -15,7 +15,7 @@ PARALLEL := -n auto --maxprocesses=4 --dist=worksteal
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo demo-resume demo-distributed test test-full
+.PHONY: help demo demo-resume demo-distributed test test-slow test-full
 .PHONY: lint types format bench scoreboard docs build clean distclean
 
 help: ## List the targets
@@ -39,6 +39,9 @@ demo-distributed: $(VENV)/.examples ## Train a ResNet-50 on two processes, evalu
 
 test: $(VENV)/.test ## Run the tests; fail below 95 % coverage
 	$(PY) -m pytest $(PARALLEL) -m "$(QUICK)" --cov
+
+test-slow: $(VENV)/.test ## Run the tests that `make test` leaves out: the examples, above all
+	$(PY) -m pytest $(PARALLEL) -m "slow and not gpu"
 
 test-full: $(VENV)/.test ## Run all tests, the slow ones and those for a GPU too
 	$(PY) -m pytest $(PARALLEL) --cov

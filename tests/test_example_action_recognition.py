@@ -22,6 +22,8 @@ np = pytest.importorskip("numpy")
 pytest.importorskip("mmeval")
 metrics = pytest.importorskip("sklearn.metrics")
 
+pytestmark = pytest.mark.slow  # it trains a model
+
 SCRIPT = Path(__file__).parents[1] / "examples" / "action_recognition.py"
 
 

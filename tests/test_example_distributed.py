@@ -21,6 +21,8 @@ from ignite_evalhook import History, find_best
 
 pytest.importorskip("sklearn")
 
+pytestmark = pytest.mark.slow  # it trains a model
+
 SCRIPT = Path(__file__).parents[1] / "examples" / "distributed.py"
 # Narrow, so that it is quick; one test runs the whole ResNet-50.
 OPTIONS = ("--width=8", "--max-epochs=3")
@@ -130,7 +132,7 @@ def test_one_process_learns_and_prints_one_line(unbroken: tuple[Path, str]) -> N
 @pytest.mark.parametrize(
     ("start", "nproc"),
     [
-        pytest.param(parallel, 2, marks=pytest.mark.slow),  # the next test starts two as well
+        (parallel, 2),
         (parallel, 4),
         (torchrun, 2),
         (slurm, 2),
@@ -154,7 +156,7 @@ def test_each_launcher_prints_the_line_of_one_process(
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
 @pytest.mark.parametrize(
     "again",
-    [alone, pytest.param(partial(parallel, nproc=2), marks=pytest.mark.slow)],
+    [alone, partial(parallel, nproc=2)],
     ids=["on one", "on two"],
 )
 def test_a_run_on_two_processes_that_was_killed_ends_as_if_it_had_not_been(
@@ -172,7 +174,6 @@ def test_a_run_on_two_processes_that_was_killed_ends_as_if_it_had_not_been(
     assert find_best(tmp_path).epoch == find_best(folder).epoch
 
 
-@pytest.mark.slow
 def test_the_whole_resnet_50_prints_the_same_line_on_1_2_and_4_processes(tmp_path: Path) -> None:
     lines = [alone(f"--out-dir={tmp_path / '1'}")]
     lines += [parallel(f"--out-dir={tmp_path / str(n)}", nproc=n) for n in (2, 4)]

@@ -20,6 +20,8 @@ from ignite_evalhook._merge import check_exact, merged, metric_state
 
 pytest.importorskip("monai")
 
+pytestmark = pytest.mark.slow  # it trains a model
+
 SCRIPT = Path(__file__).parents[1] / "examples" / "from_monai.py"
 
 

@@ -18,6 +18,8 @@ from ignite_evalhook import EvalRecord, History, find_best, load_best
 
 pytest.importorskip("transformers")
 
+pytestmark = pytest.mark.slow  # it trains a model
+
 SCRIPT = Path(__file__).parents[1] / "examples" / "huggingface.py"
 
 

@@ -19,6 +19,8 @@ from ignite_evalhook import EvalHook, EvalRecord, create_evaluator
 
 pytest.importorskip("mmeval")
 
+pytestmark = pytest.mark.slow  # it trains a model
+
 SCRIPT = Path(__file__).parents[1] / "examples" / "pose.py"
 METRICS = ["PCK", "AUC", "EPE", "NME"]
 NAMES = ["PCK@0.2", "AUC", "EPE", "NME"]

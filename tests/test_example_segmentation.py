@@ -20,6 +20,8 @@ from ignite_evalhook import EvalHook, EvalRecord, create_evaluator
 pytest.importorskip("mmeval")
 metrics = pytest.importorskip("sklearn.metrics")
 
+pytestmark = pytest.mark.slow  # it trains a model
+
 SCRIPT = Path(__file__).parents[1] / "examples" / "segmentation.py"
 BOTH = ["mIoU", "mDice"]
 

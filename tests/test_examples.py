@@ -176,6 +176,7 @@ def need(row: Row) -> None:
         pytest.importorskip(package)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", TABLE)
 def test_it_learns_and_resumes(row: Row, tmp_path: Path) -> None:
     need(row)
@@ -188,6 +189,7 @@ def test_it_learns_and_resumes(row: Row, tmp_path: Path) -> None:
     assert repr(broken.metrics) == repr(unbroken.metrics)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", TABLE)
 def test_two_processes_learn_and_one_evaluates_the_same(row: Row, tmp_path: Path) -> None:
     need(row)
