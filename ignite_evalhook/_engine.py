@@ -57,7 +57,7 @@ def run_pass(
     answer_only: bool = False,
     section: Section | None = None,
     carrier: Carrier | None = None,
-    lockstep: Callable[[], Any] | None = None,
+    lockstep: bool = False,
 ) -> int | None:
     """Run ``evaluator`` over ``batches`` once, from a clean state.
 
@@ -71,7 +71,7 @@ def run_pass(
         section: What all ranks go through together; ``None``: this process is on its own.
         carrier: How predictions get to rank 0.
         lockstep: A forward pass needs all ranks, so they make as many of them: one that has
-            run out of batches takes its last one again, or, if it had none, what this returns.
+            run out of batches takes its last one again, or, if it had none, another rank's.
 
     Returns:
         The number of samples of all ranks, ``None`` if an output does not tell.

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from os import PathLike
 from typing import Any
 
@@ -23,13 +22,13 @@ from torch import nn
 from ._buffers import get_ready, without_ddp_broadcast
 from ._collect import Carrier, open_carrier
 from ._engine import grad_mode, run_pass, tell_data
-from ._loading import first_batch, plan_batches
+from ._loading import plan_batches
 from ._log import logger
 from ._quiet import quiet
 from ._results import PreEval, ResultCollector
 from ._sharding import Turn
-from ._team import Section
-from ._whole_state import is_sharded
+from ._team import Section, Team
+from ._whole_state import check_unshared, is_sharded
 from .exceptions import EvaluationError
 
 __all__: list[str] = []
@@ -74,6 +73,15 @@ class Evaluation:
     compute_on: str = "rank0"  # who calls compute_metrics
     lazy_results: bool = False  # it gets a sequence that makes items when it is asked for them
 
+    def check_ranks(self, team: Team) -> None:
+        """Refuse what this rank, among others, cannot evaluate.
+
+        Raises:
+            EvaluationError: If ranks share the model, and not only parts of it.
+        """
+        if self.shard and not team.alone:
+            check_unshared(self.modules)
+
     @contextmanager
     def session(
         self, dataloader: Iterable[Any] | None, section: Section, place: Any = None
@@ -84,6 +92,9 @@ class Evaluation:
             dataloader: What is evaluated.
             section: What all ranks go through together; they meet when all is ready.
             place: Plain values that must be the same on all ranks: where training stands.
+
+        Raises:
+            EvaluationError: On every rank, if one has failed or stands elsewhere.
         """
         context = nullcontext if self.context is None else self.context
         raised: BaseException | None = None
@@ -136,7 +147,6 @@ class Evaluation:
         )
         # Whether a model is sharded is asked of each of its parameters: not where it cannot matter.
         needs_all = not team.alone and is_sharded(self.modules)
-        spare = partial(first_batch, source) if needs_all else None
         verdict: Any = None
 
         def complete(metrics: dict[str, Any]) -> None:
@@ -179,7 +189,7 @@ class Evaluation:
                 answer_only=judge is None,
                 section=section,
                 carrier=carrier,
-                lockstep=spare,
+                lockstep=needs_all,
             )
         seconds = time.perf_counter() - started
         if self.function is not None:

@@ -15,13 +15,13 @@ from torch.utils._pytree import tree_map_only
 from ._autocast import Step, device_of, mixed
 from ._buffers import get_ready, without_ddp_broadcast
 from ._engine import grad_mode, run_pass, tell_data
-from ._loading import first_batch, plan_batches
+from ._loading import plan_batches
 from ._quiet import quiet
 from ._sharding import Turn
 from ._team import Team
 from ._torchmetrics import as_ignite_metric, is_torchmetric
 from ._val_loss import ValLoss
-from ._whole_state import is_sharded, unwrap
+from ._whole_state import check_unshared, is_sharded, unwrap
 
 __all__ = ["create_evaluator"]
 
@@ -76,12 +76,13 @@ class ModelEvaluator(Engine):
             without_ddp_broadcast(),
             grad_mode(self),
         ):
+            if not team.alone:
+                check_unshared(modules)
             get_ready(section, modules, "broadcast")
             turn = Turn(team.rank, team.size, section.tell)
             batches = plan_batches(data, limit, turn=turn)
             needs_all = not team.alone and is_sharded(modules)
-            spare = partial(first_batch, data) if needs_all else None
-            run_pass(self, batches, section=section, lockstep=spare)
+            run_pass(self, batches, section=section, lockstep=needs_all)
         return self.state
 
 

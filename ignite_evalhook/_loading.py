@@ -174,15 +174,6 @@ def plan_batches(
     return Batches(source, length, limit, indices, turn=who, data=data)
 
 
-def first_batch(data: Iterable[Any]) -> Any:
-    """Return the first batch of one process, for a rank that has none of its own."""
-    batches = plan_batches(data, 1)
-    try:
-        return next(iter(batches))
-    finally:
-        batches.close()
-
-
 def _is_whole(data: Iterable[Any]) -> bool:
     """Return whether data has all batches in the order of one process as it is."""
     return not isinstance(data, DataLoader) or whole_of(data) is index_sampler(data)

@@ -6,7 +6,6 @@ alone, and no metric talks by itself.  How a metric's states are merged is ``_me
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -35,8 +34,7 @@ class Pool:
         meter: This rank's losses.
         collector: This rank's predictions, if they are wanted.
         carrier: How they get to rank 0.
-        spare: Set where a forward pass needs all ranks, so that they have to make as many of
-            them: gives a batch to a rank that has none.
+        lockstep: A forward pass needs all ranks, so they make as many of them.
 
     Attributes:
         losses: The means over all ranks, by name.
@@ -51,7 +49,7 @@ class Pool:
         meter: LossMeter,
         collector: ResultCollector | None,
         carrier: Carrier,
-        spare: Callable[[], Any] | None,
+        lockstep: bool,
     ) -> None:
         self.losses: dict[str, float] = {}
         self.samples: int | None = None
@@ -61,10 +59,10 @@ class Pool:
         self._meter = meter
         self._collector = collector
         self._carrier = carrier
-        self._spare = spare
+        self._lockstep = lockstep
         self._marks = {name: ListMarks(metric) for name, metric in self._metrics.items()}
         self._shared = batches.numbers() is not None
-        self._batch: Any = None  # the present one, where it may be needed again
+        self._kept: list[Any] = []  # in lockstep, a batch to go through again
         self._values: dict[str, Any] = {}
         self._answers = ExitStack()
 
@@ -78,11 +76,11 @@ class Pool:
             EvaluationError: If one has.
         """
         self._note()
-        if self._spare is None:
-            self._section.listen()
+        if self._lockstep:
+            self._kept[:] = [batch]
+            self._next_round(has_batch=True)
         else:
-            self._batch = batch
-            self._section.meet("a round")
+            self._section.listen()
         team = self._section.team
         return team.rank + self._batches.seen * team.size if self._shared else None
 
@@ -91,15 +89,29 @@ class Pool:
             marks.note()
 
     def keep_step(self, process: Callable[[Any], Any]) -> None:
-        """Go through one more batch for nothing, if other ranks have one more to go through."""
-        if self._spare is None:
-            return
-        team = self._section.team
-        if self._batches.seen < math.ceil((self._batches.total or 0) / team.size):
-            batch = self._batch if self._batches.seen > 0 else self._spare()
-            self._section.meet("a round")
-            process(batch)
-        self._batch = None
+        """Go through a batch again, for nothing, as long as other ranks have more of them."""
+        while self._lockstep and self._next_round(has_batch=False):
+            process(self._kept[0])
+        self._kept.clear()
+
+    def _next_round(self, *, has_batch: bool) -> bool:
+        """Agree on one more forward pass of all ranks; return whether any has a batch for it.
+
+        A rank that never had one is given another rank's.
+        """
+
+        def look(said: Sequence[tuple[bool, bool]]) -> tuple[bool, int | None]:
+            having = [rank for rank, (has, _) in enumerate(said) if has]
+            is_wanting = not all(keeps for _, keeps in said)
+            return bool(having), having[0] if having and is_wanting else None
+
+        section = self._section
+        goes_on, giver = section.meet("a round", (has_batch, bool(self._kept)), look)
+        if giver is not None:
+            given = self._kept[0] if section.team.rank == giver else None
+            batch = section.meet("a batch for all", given, lambda said: said[giver])
+            self._kept = self._kept or [batch]
+        return bool(goes_on)
 
     def meet(self, samples: int | None) -> None:
         """Meet the other ranks when this one has evaluated its last batch.

@@ -76,6 +76,7 @@ class Recorder:
         self._is_evaluating = True
         try:
             with team.together(f"{self._plan.name}: an answer") as section:
+                evaluation.check_ranks(team)
                 with evaluation.session(data, section):
                     outcome = evaluation.run(data, trainer, section=section)
                 seconds = section.close(None, lambda said: outcome.seconds)

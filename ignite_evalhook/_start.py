@@ -41,6 +41,8 @@ def prepare(
         Exception: Whatever :mod:`._preflight` finds.
     """
     team = section.team
+    if not run.has_begun:
+        plan.evaluation.check_ranks(team)
     folder = plan.folder if team.leads else None
     # A new run has another name on each rank.
     run.id = section.meet("state", [run.standing(iteration), run.id], check_same_standing)

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from ._team import Team
+from .exceptions import EvaluationError
 
 __all__: list[str] = []
 
@@ -121,11 +122,52 @@ def _dealt_out(optimizer: torch.optim.Optimizer, state: Any) -> Any:
 def is_sharded(modules: Iterable[nn.Module]) -> bool:
     """Return whether a forward pass needs all ranks, as one of FSDP2 does."""
     return any(
-        hasattr(inner, "set_reshard_after_forward")  # of FSDPModule, which is slow to import
-        or any(map(_is_part, inner.parameters(recurse=False)))
+        _is_fsdp(inner) or any(map(_is_part, inner.parameters(recurse=False)))
         for module in modules
         for inner in module.modules()
     )
+
+
+def check_unshared(modules: Iterable[nn.Module]) -> None:
+    """Refuse models that ranks share in another way than by holding parts for FSDP.
+
+    Ranks that compute one batch together must be given the same ones, which are dealt out here.
+
+    Raises:
+        EvaluationError: Naming a weight.
+    """
+    for module in modules:
+        own: set[int] = set()  # what FSDP alone has divided, whole or in parts
+        for inner in filter(_is_fsdp, module.modules()):
+            state = inner._get_fsdp_state()  # type: ignore[operator]
+            groups = getattr(state, "_fsdp_param_groups", None) or [state._fsdp_param_group]
+            params = [param for group in filter(None, groups) for param in group.fsdp_params]
+            for param in params:
+                if not param.is_dtensor:
+                    own |= {id(param.sharded_param), id(getattr(param, "_unsharded_param", None))}
+        for name, inner in module.named_modules():
+            # A wrapper for data parallelism keeps the weights of others as plain attributes.
+            for key, value in [*inner.named_parameters(recurse=False), *vars(inner).items()]:
+                if id(value) not in own and _is_shared(value):
+                    raise EvaluationError(
+                        f"ranks share the weight {f'{name}.{key}'.lstrip('.')!r} of "
+                        f"{type(module).__name__}, as in tensor parallelism: they compute one "
+                        "batch together, and would be given different ones.  If the dataloader "
+                        "of each rank holds all batches, in the same order, pass shard=False: "
+                        "metrics that are means are then right, and each sample counts once a rank"
+                    )
+
+
+def _is_fsdp(module: nn.Module) -> bool:
+    return hasattr(module, "set_reshard_after_forward")  # of FSDPModule, which is slow to import
+
+
+def _is_shared(value: Any) -> bool:
+    if not isinstance(value, torch.Tensor):
+        return False
+    if hasattr(value, "_st_info"):  # how DistributedDataParallel keeps a part of a weight
+        return True
+    return not all(place.is_replicate() for place in getattr(value, "placements", ()))
 
 
 def _is_part(tensor: Any) -> bool:

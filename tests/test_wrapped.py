@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,17 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.optim import ZeroRedundancyOptimizer
+from torch.distributed.tensor import Replicate
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    RowwiseParallel,
+    parallelize_module,
+)
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, Subset, TensorDataset
 
 from helpers.ranks import on_ranks
-from ignite_evalhook import EvalHook, EvaluationError, create_evaluator, load_best
+from ignite_evalhook import EvalHook, EvaluationError, ValLoss, create_evaluator, load_best
 
 CRITERION = nn.CrossEntropyLoss()
 
@@ -281,3 +289,170 @@ def test_a_failure_of_one_rank_ends_an_evaluation_in_lockstep(place: str) -> Non
     timeout = 60.0 if place == "loader" else 3.0
     for failures in on_ranks(2, failing_in_lockstep, place, group_timeout=timeout):
         assert (1, "ValueError") in failures
+
+
+class Part(IterableDataset[Any]):
+    """A stream of some samples, of which each rank has its own."""
+
+    def __init__(self, numbers: Iterable[int]) -> None:
+        self.numbers = list(numbers)
+
+    def __iter__(self) -> Iterator[Any]:
+        data = samples()
+        return (data[number] for number in self.numbers)
+
+
+# What each rank is given -> the samples that all ranks together evaluate.
+UNEQUAL: dict[str, tuple[Callable[[int, int], Any], dict[str, Any], list[int]]] = {
+    "a sampler of ranks that leaves a rank nothing": (
+        lambda rank, world: DataLoader(
+            Subset(samples(), range(6)), 4, drop_last=True,
+            sampler=DistributedSampler(Subset(samples(), range(6)), world, rank, shuffle=False),
+        ), {}, [0, 1, 2, 3],
+    ),
+    "fewer batches than ranks": (
+        lambda rank, world: DataLoader(Subset(samples(), range(3)), 4), {}, [0, 1, 2],
+    ),
+    "one batch of a list": (lambda rank, world: [samples()[:5]], {}, list(range(5))),
+    "streams": (
+        lambda rank, world: DataLoader(Part(range(rank, 7, world)), 2), {}, list(range(7)),
+    ),
+    "one stream that is not empty, and not of rank 0": (
+        lambda rank, world: DataLoader(Part(range(5) if rank == 1 else ()), 2), {}, list(range(5)),
+    ),
+    "one stream that is much longer": (
+        lambda rank, world: DataLoader(Part(range(15) if rank == 0 else [15 + rank]), 2), {},
+        [*range(15), 16, 17],
+    ),
+    "parts that are given": (
+        lambda rank, world: DataLoader(Subset(samples(), [range(4), [4], []][rank]), 1),
+        {"shard": False}, [0, 1, 2, 3, 4],
+    ),
+}  # fmt: skip
+
+
+def with_fsdp_in_unequal_parts(rank: int, world: int) -> list[Any]:
+    found = []
+    for make, options, _ in UNEQUAL.values():
+        evaluator = create_evaluator(
+            shard(plain_model(), world), {"accuracy": Accuracy()}, loss_fn=CRITERION
+        )
+        for preflight in (True, False):
+            hook = EvalHook(make(rank, world), evaluator, preflight=preflight, **options)
+            trainer = Engine(lambda engine, batch: None)
+            hook.attach(trainer)
+            trainer.run([0], max_epochs=1)
+            found.append((hook.history[-1].metrics, hook.history[-1].samples))
+    return found
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_a_model_sharded_by_fsdp_is_exact_whatever_each_rank_has(world: int) -> None:
+    told = on_ranks(world, with_fsdp_in_unequal_parts, world)
+    assert all(one == told[0] for one in told)
+    model = plain_model().eval()
+    for (name, (_, _, numbers)), *found in zip(
+        UNEQUAL.items(), told[0][::2], told[0][1::2], strict=True
+    ):
+        if world == 2 and name == "one stream that is much longer":
+            numbers = numbers[:-1]
+        x, y = samples()[numbers]
+        with torch.no_grad():
+            output = model(x)
+        for metrics, count in found:
+            assert count == len(numbers), name
+            assert metrics["accuracy"] == (output.argmax(1) == y).double().mean().item(), name
+            assert metrics["val_loss"] == pytest.approx(CRITERION(output, y).item()), name
+
+
+# -- what ranks share -----------------------------------------------------------------------------
+
+
+def across(model: nn.Module, mesh: Any) -> nn.Module:
+    plan = {
+        "0": ColwiseParallel(output_layouts=Replicate()),
+        "3": RowwiseParallel(input_layouts=Replicate()),
+    }
+    return parallelize_module(model, mesh, plan)
+
+
+def in_two_ways(mesh: Any, *, reshard: bool) -> nn.Module:
+    model = across(plain_model(), mesh["model"])
+    fully_shard(model[0], mesh=mesh["data"], reshard_after_forward=reshard)  # type: ignore[index]
+    return fully_shard(model, mesh=mesh["data"], reshard_after_forward=reshard)
+
+
+def hybrid(mesh: Any, *, reshard: bool) -> nn.Module:
+    model = plain_model()
+    fully_shard(model[0], mesh=mesh, reshard_after_forward=reshard)
+    return fully_shard(model, mesh=mesh, reshard_after_forward=reshard)
+
+
+def with_shared_weights(rank: int) -> dict[str, Any]:
+    """Return the refusal of each model, or its loss."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "model"))
+    models = {
+        "tensor parallel": across(plain_model(), init_device_mesh("cpu", (4,))),
+        "tensor parallel in DDP": DistributedDataParallel(
+            across(plain_model(), mesh["model"]), device_mesh=mesh["data"]
+        ),
+        **{f"FSDP and tensor parallel {r}": in_two_ways(mesh, reshard=r) for r in (True, False)},
+        **{f"hybrid FSDP {r}": hybrid(mesh, reshard=r) for r in (True, False)},
+    }
+    found: dict[str, Any] = {}
+    for name, model in models.items():
+        for after in (False, True) if "FSDP" in name else (False,):
+            if after:
+                with torch.no_grad():  # else torch warns of views
+                    model.eval()(samples()[:4][0])
+            batches: list[Any] = []
+
+            def step(
+                engine: Engine, batch: Any, model: Any = model, batches: list[Any] = batches
+            ) -> Any:
+                batches.append(batch)
+                output = model(batch[0])
+                return output, batch[1], ValLoss(CRITERION(output, batch[1]))
+
+            evaluator = Engine(step)
+            hook = EvalHook(DataLoader(samples(11), 2), evaluator, model=model, preflight=False)
+            trainer = Engine(lambda engine, batch: None)
+            hook.attach(trainer)
+            for number, begin in enumerate((hook.evaluate, partial(trainer.run, [0]))):
+                try:
+                    begin()
+                except EvaluationError as error:
+                    found[f"{name}, {after}, {number}"] = (str(error), len(batches))
+                else:
+                    found[f"{name}, {after}, {number}"] = hook.history[-1].metrics["val_loss"]
+    return found
+
+
+def test_a_model_that_ranks_share_is_refused_by_name_before_the_first_batch() -> None:
+    told = on_ranks(4, with_shared_weights)
+    model = plain_model().eval()
+    x, y = samples(11)[:]
+    loss = CRITERION(model(x), y).item()
+    assert len(told[0]) == 20
+    for name in told[0]:
+        if name.startswith("hybrid"):
+            assert [one[name] for one in told] == [pytest.approx(loss)] * 4
+            continue
+        for words, batches in (one[name] for one in told):
+            assert "0.weight' of " in words, name
+            assert "tensor parallelism" in words
+            assert "shard=False" in words
+            assert batches == 0
+
+
+def with_all_of_a_shared_model(rank: int) -> Any:
+    model = across(plain_model(), init_device_mesh("cpu", (2,)))
+    evaluator = create_evaluator(model, loss_fn=CRITERION)
+    hook = EvalHook(DataLoader(samples(11), 2), evaluator, shard=False)
+    return hook.evaluate().metrics["val_loss"]
+
+
+def test_a_model_that_ranks_share_is_evaluated_where_each_is_given_all_batches() -> None:
+    x, y = samples(11)[:]
+    loss = CRITERION(plain_model().eval()(x), y).item()
+    assert on_ranks(2, with_all_of_a_shared_model) == [pytest.approx(loss)] * 2
