@@ -7,7 +7,9 @@ then is the old file removed.  When anything fails, files and memory are as they
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -33,11 +35,10 @@ class DeferredSaver(BaseSaveHandler):
     only noted, and done by :meth:`remove_dropped` when it is safe.
     """
 
-    def __init__(self, target: Storage | BaseSaveHandler, *, hashed: bool = True) -> None:
+    def __init__(self, target: Storage | BaseSaveHandler) -> None:
         self.target = target
-        self._hashed = hashed
         self.written: str | None = None
-        self.sha256: str | None = None
+        self.fingerprint: tuple[int, str] | None = None
         self.dropped: list[str] = []
         self.before_writing: Callable[[str], object] = lambda filename: None
         self.snapshot: Callable[[Any], Any] | None = None  # set: hold what is to be written
@@ -45,7 +46,7 @@ class DeferredSaver(BaseSaveHandler):
 
     def begin(self) -> None:
         """Forget the previous save."""
-        self.written = self.sha256 = self.held = None
+        self.written = self.fingerprint = self.held = None
         self.dropped = []
 
     def __call__(
@@ -80,9 +81,8 @@ class DeferredSaver(BaseSaveHandler):
         else:
             self.before_writing(filename)
             self.written = filename  # also when only the very last step of writing fails
-            self.sha256 = self.target.write(
-                filename, saver(checkpoint, "to_save"), hashed=self._hashed
-            )
+            self.target.write(filename, saver(checkpoint, "to_save"))
+            self.fingerprint = self.target.fingerprint(filename)
 
     def _hand_over(
         self,
@@ -128,9 +128,25 @@ def saver(state: Any, where: str) -> Callable[[Any], None]:
     """Return a function that writes ``state`` to a binary file as ``weights_only`` can read it."""
 
     def save(file: Any) -> None:
-        torch.save(to_plain(state, where), file)
+        plain = to_plain(state, where)
+        with _crc32():
+            torch.save(plain, file)
 
     return save
+
+
+@contextmanager
+def _crc32() -> Iterator[None]:
+    """Let torch write the CRC-32 of each record, by which damage is noticed, in any case."""
+    options = torch.serialization
+    if not hasattr(options, "get_crc32_options") or options.get_crc32_options():  # since torch 2.6
+        yield
+        return
+    options.set_crc32_options(True)
+    try:
+        yield
+    finally:
+        options.set_crc32_options(False)
 
 
 class BestFiles:
@@ -189,22 +205,20 @@ class BestFiles:
         self.sidecar = after
 
     def unseal(self, file: str) -> None:
-        """Give up the checksum of an abandoned file that is about to be replaced.
+        """Give up the fingerprint of an abandoned file that is about to be replaced.
 
         Training that does not repeat may reach the same score with other weights.  A kill after
         the file is replaced must not make the account call it damaged.
         """
-        before = self.sidecar
-        kept = {
-            metric: tuple(
-                replace(entry, sha256=None) if entry.file == file and entry.abandoned else entry
-                for entry in entries
-            )
-            for metric, entries in before.kept.items()
-        }
-        if self.storage is not None and kept != before.kept:
-            self.sidecar = replace(before, kept=kept)
-            self.storage.write_text(self.sidecar_name, self.sidecar.to_json())
+
+        def unsealed(entry: Kept) -> Kept:
+            replaced = entry.file == file and entry.abandoned
+            return entry.with_fingerprint(None) if replaced else entry
+
+        after = self.sidecar.with_each(unsealed)
+        if self.storage is not None and after != self.sidecar:
+            self.sidecar = after
+            self.storage.write_text(self.sidecar_name, after.to_json())
 
     def take_back(
         self,
@@ -218,8 +232,8 @@ class BestFiles:
         If the disk is so full that not even ``best.json`` can be written, the file stays, and
         stays listed.
         """
-        # A file that was replaced is complete, the old one or the new one: its own sum tells.
-        before = [self._sealed(e) if e.file == added.file else e for e in before]
+        # A file that was replaced is complete, the old one or the new one: look which.
+        before = [self.sealed(e) if e.file == added.file else e for e in before]
         now = self.sidecar.with_entries(target, [*before, added])
         then = self.sidecar.with_entries(target, before)
         try:
@@ -237,9 +251,11 @@ class BestFiles:
         except CheckpointError as error:
             logger.warning("%s", error)
 
-    def _sealed(self, entry: Kept) -> Kept:
-        sha256 = None if self.storage is None else self.storage.sha256(entry.file)
-        return replace(entry, sha256=sha256)
+    def sealed(self, entry: Kept) -> Kept:
+        """Return an entry with the fingerprint of the file that is there."""
+        return entry.with_fingerprint(
+            None if self.storage is None else self.storage.fingerprint(entry.file)
+        )
 
     def _write_back(self, then: Sidecar, added: str) -> None:
         """Write ``then``, if the account on disk names the file ``added`` and should not."""
@@ -278,13 +294,14 @@ class BestFiles:
         """
         if self.storage is None or self.alias is None:
             return
-        sums = {entry.sha256 for entry in known}
+        ours = {entry.fingerprint for entry in known}
+        fingerprint = self.storage.fingerprint
         for target in self.sidecar.targets:
             alias = self.alias_name(target.metric)
-            found = self.storage.sha256(alias)
+            found = fingerprint(alias)
             # A kill may have come between the stable name and the account of the file.
             others = (f for f in self.storage.list() if f != alias and f.startswith("best"))
-            if found is None or found in sums or found in map(self.storage.sha256, others):
+            if found is None or found in ours or found in map(fingerprint, others):
                 continue
             raise CheckpointError(
                 f"{self.storage.path(alias)} is not this run's, and alias={self.alias!r} would "
@@ -299,6 +316,12 @@ class BestFiles:
 def suffix(name: str) -> str:
     """Return what tells a hook's files from those of others; nothing for the default name."""
     return "" if name == "val" else f"_{legal(name)}"
+
+
+def owner_of(name: str) -> str:
+    """Return what tells a hook's temporary files from those of others, in a few letters."""
+    safe = legal(name)
+    return safe if len(safe) < 16 else f"{zlib.crc32(name.encode()):08x}"
 
 
 def sidecar_name(name: str) -> str:

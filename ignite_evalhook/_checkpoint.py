@@ -20,13 +20,13 @@ from ignite.handlers import Checkpoint
 from ignite.handlers.checkpoint import BaseSaveHandler
 
 from ._best import KEEP_ALL, Target
-from ._best_files import BestFiles, DeferredSaver, suffix
+from ._best_files import BestFiles, DeferredSaver, owner_of, suffix
 from ._log import logger
 from ._moment import Position
 from ._rules import Rule, infer_rule
 from ._sidecar import Kept, Sidecar
 from ._snapshot import Snapshots
-from ._storage import open_storage
+from ._storage import Storage, open_storage
 from ._writer import Writer
 from .exceptions import CheckpointError
 
@@ -143,6 +143,8 @@ class BestCheckpoint(Checkpoint):
             )
         self._owner = owner
         self._begun = True
+        if isinstance(self.saver.target, Storage):
+            self.saver.target.owner = owner_of(owner)
 
     def bind(
         self,
@@ -311,7 +313,7 @@ class BestCheckpoint(Checkpoint):
         """Account for the file that has just been made durable."""
         if self.target is None or self.files is None or self._entry is None:
             return
-        self._entry = replace(self._entry, sha256=self.saver.sha256)
+        self._entry = self._entry.with_fingerprint(self.saver.fingerprint)
         gone = self.files.commit(self.target, self._entry, self.saver.dropped)
         self.saver.dropped = sorted({*self.saver.dropped, *gone})
 
@@ -356,10 +358,10 @@ class BestCheckpoint(Checkpoint):
             empty = replace(files.sidecar, run_id=found.run_id)
             files.sidecar = empty.with_entries(self.target, entries)
             return
-        sums = {entry.sha256 for entry in found.entries()}
+        ours = {storage.fingerprint(name) for name in found.files()}
         aliases = [files.alias_name(self.target.metric)]
-        aliases = [alias for alias in aliases if storage.sha256(alias) in sums]
-        for name in (*sorted(found.files()), *aliases, file):
+        aliases = [alias for alias in aliases if storage.fingerprint(alias) in ours - {None}]
+        for name in (*aliases, *sorted(found.files()), file):
             storage.move(name, f"earlier/{found.run_id}/{name}")
 
     def _filename(self, score: float, step: int) -> str:

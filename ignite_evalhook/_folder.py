@@ -7,14 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 from ._best import legal
-from ._best_files import BestFiles, sidecar_name, suffix
+from ._best_files import BestFiles, owner_of, sidecar_name, suffix
+from ._file_names import spellings
 from ._history import EvalRecord, History, parse_lines
 from ._load_best import read_checkpoint
 from ._lock import FolderLock
 from ._log import logger
 from ._sidecar import Sidecar, is_foreign
 from ._storage import Storage
-from ._storage_base import spellings
 from ._writer import wait_for_writers
 from .exceptions import CheckpointError, StateError
 
@@ -30,6 +30,7 @@ class RunFolder:
         self.history_name = f"history{suffix(name)}.jsonl"
         self.last_name = f"last{suffix(name)}.pt"
         self._lock = FolderLock(storage, legal(name))
+        storage.owner = owner_of(name)
 
     def claim(self, owner: object, is_live: Callable[[object], bool]) -> None:
         """Make ``owner`` the only live run in the folder.
@@ -73,10 +74,10 @@ class RunFolder:
         Returns:
             The folder that it is in now, and that the files belong in.
         """
-        file, sha256 = sidecar_name(self.name), self.storage.sha256
-        free_or_same = (None, sha256(file))  # the same: a kill came between copy and removal
+        file, read = sidecar_name(self.name), self.storage.read_text
+        free_or_same = (None, read(file))  # the same: a kill came between copy and removal
         names = spellings(f"earlier/{theirs}")
-        folder = next(name for name in names if sha256(f"{name}/{file}") in free_or_same)
+        folder = next(name for name in names if read(f"{name}/{file}") in free_or_same)
         if not self.storage.exists(f"{folder}/{file}"):
             self.storage.link_or_copy(file, f"{folder}/{file}", "copy")
         return folder
@@ -102,7 +103,7 @@ class RunFolder:
                 found.setdefault("damaged", []).append(file)
             else:
                 files = found.setdefault(sidecar.run_id, [])
-                files.extend([*sorted(sidecar.files()), *self._aliases(sidecar), file])
+                files.extend([*self._aliases(sidecar), *sorted(sidecar.files()), file])
         found.pop(run_id, None)
         return found
 
@@ -111,8 +112,8 @@ class RunFolder:
         files = BestFiles(self.storage, sidecar, None)
         names = {files.alias_name(target.metric) for target in sidecar.targets}
         # Another hook's file may be called so; it then has other content.
-        sums = {entry.sha256 for entry in sidecar.entries()}
-        return sorted(name for name in names if self.storage.sha256(name) in sums)
+        ours = {self.storage.fingerprint(file) for file in sidecar.files()} - {None}
+        return sorted(name for name in names if self.storage.fingerprint(name) in ours)
 
     def _not_ours(self, file: str) -> StateError:
         return StateError(

@@ -149,6 +149,8 @@ class Keeper:
                 "%s: the file of the best %s, %s, is not in %s any more",
                 self.name, metric, file, storage.location,
             )  # fmt: skip
+        # An account of version 0.1.0 has no fingerprints.
+        after = after.with_each(lambda e: files.sealed(e) if e.fingerprint is None else e)
         for target in self._targets:
             self._restore(target, target.n_saved)
         ours = [entry for entries in self.live.values() for entry in entries]
@@ -160,9 +162,10 @@ class Keeper:
             storage.remove(file)
 
     def _is_whole(self, storage: Storage, entry: Kept) -> bool:
-        if not storage.exists(entry.file):
+        found = storage.fingerprint(entry.file)
+        if found is None:
             return False
-        if entry.sha256 is None or storage.sha256(entry.file) == entry.sha256:
+        if entry.fingerprint in (None, found):
             return True
         logger.warning("%s: %s is damaged and not used", self.name, storage.path(entry.file))
         return False

@@ -84,7 +84,7 @@ class LastCheckpoint:
         self._random = RandomState(trainer, team.rank)
         for event in PASSES:
             trainer.add_event_handler(event, self._random.note_pass)
-        self._saver = DeferredSaver(storage, hashed=False)  # no account names a sum of it
+        self._saver = DeferredSaver(storage)
         self._background = background
         self._snapshots = Snapshots()
         self._written = Event()  # what the snapshot was taken for

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from ignite.handlers import Checkpoint
@@ -16,7 +17,7 @@ from ._best_files import as_best, sidecar_name
 from ._sidecar import Kept, Sidecar, is_foreign
 from ._storage import Storage, open_storage
 from ._whole_state import load_whole
-from .exceptions import CheckpointError
+from .exceptions import CheckpointError, StateError
 
 __all__ = ["find_best", "load_best"]
 
@@ -69,17 +70,19 @@ def load_best(
 
 
 def load_entry(storage: Storage, entry: Kept, to_load: Mapping[str, Any]) -> None:
-    """Check a file's SHA-256 and load it.
+    """Check a listed file and load it.
 
     Raises:
-        CheckpointError: If it is missing, damaged, or lacks a name of ``to_load``.
+        CheckpointError: If it is missing, damaged, or another one than was listed.
+        StateError: If it holds something that ``to_load`` does not take.
+        ValueError: If it lacks a name of ``to_load``.
     """
     check_exists(storage, entry)
-    found = storage.sha256(entry.file)
-    if entry.sha256 is not None and found != entry.sha256:
+    found = storage.fingerprint(entry.file)
+    if entry.fingerprint not in (None, found):
         raise CheckpointError(
-            f"the best checkpoint {storage.path(entry.file)} is damaged: its SHA-256 is {found}, "
-            f"best.json says {entry.sha256}"
+            f"the best checkpoint {storage.path(entry.file)} is damaged, or not the one that was "
+            f"saved: it has (bytes, CRC-32) {found}, best.json says {entry.fingerprint}"
         )
     checkpoint = read_checkpoint(storage, entry.file)
     load_objects(to_load, checkpoint, str(storage.path(entry.file)))
@@ -101,10 +104,11 @@ def read_checkpoint(storage: Storage, file: str, *, lazily: bool = False) -> dic
     Args:
         storage: Its folder.
         file: Its name.
-        lazily: Read tensors only when they are used, where the storage can do that.
+        lazily: Read tensors only when they are used, where the storage can do that, and do not
+            look for damage in them.
 
     Raises:
-        CheckpointError: If it cannot be read.
+        CheckpointError: If it cannot be read, or is damaged.
     """
     path = storage.path(file)
     try:
@@ -112,6 +116,8 @@ def read_checkpoint(storage: Storage, file: str, *, lazily: bool = False) -> dic
             checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         else:
             with storage.open(file) as stream:
+                _check_records(stream)
+                stream.seek(0)
                 checkpoint = torch.load(stream, map_location="cpu", weights_only=True)
     except Exception as error:
         raise CheckpointError(
@@ -122,10 +128,26 @@ def read_checkpoint(storage: Storage, file: str, *, lazily: bool = False) -> dic
     return checkpoint
 
 
+def _check_records(stream: BinaryIO) -> None:
+    """Compare what ``torch.save`` has written with the CRC-32 sums it has written beside it.
+
+    Raises:
+        ValueError: If they differ.
+        Exception: Whatever :mod:`zipfile` finds.
+    """
+    with zipfile.ZipFile(stream) as archive:
+        # Without set_crc32_options() of torch they are all zero, and tell nothing.
+        if any(record.CRC for record in archive.infolist()):
+            damaged = archive.testzip()
+            if damaged is not None:
+                raise ValueError(f"it is damaged: the CRC-32 of {damaged!r} is another one")
+
+
 def load_objects(to_load: Mapping[str, Any], checkpoint: dict[str, Any], where: str) -> None:
     """Load states into objects, as Ignite does, after checking that each one is there.
 
     Raises:
+        StateError: If an object does not take its state.
         ValueError: If a name is missing.
     """
     missing = [name for name in to_load if name not in checkpoint]
@@ -133,10 +155,16 @@ def load_objects(to_load: Mapping[str, Any], checkpoint: dict[str, Any], where: 
         raise ValueError(f"{where} has no {missing}; it has {list(checkpoint)}")
     for name, item in to_load.items():
         state = checkpoint if name in missing else checkpoint[name]
-        if hasattr(item, "load_state_dict"):
-            load_whole(item, state)
-        else:  # a mapping or a list of objects; Ignite refuses what cannot be loaded
+        if not hasattr(item, "load_state_dict"):
+            # A mapping or a list of objects; Ignite refuses what cannot be loaded.
             Checkpoint.load_objects(to_load={name: item}, checkpoint={name: state})
+            continue
+        try:
+            load_whole(item, state)
+        except StateError as error:
+            raise StateError(f"{where}: {error}") from error
+        except Exception as error:
+            raise StateError(f"{where}: {name!r} cannot be loaded: {error!r}") from error
 
 
 def _is_state_of(checkpoint: Mapping[str, Any], item: Any) -> bool:

@@ -11,8 +11,8 @@ import stat
 import threading
 from pathlib import Path
 
+from ._file_names import another_temporary
 from ._log import logger
-from ._storage_base import temporary_name
 
 __all__ = ["remove", "replace", "wait_for_removals"]
 
@@ -21,11 +21,11 @@ _LARGE = 16 << 20  # bytes that are worth a thread
 _running: list[threading.Thread] = []  # joined where somebody needs the room
 
 
-def remove(path: Path) -> None:
+def remove(path: Path, away: Path) -> None:
     """Remove a file; a missing one is fine.
 
-    A large one gets a temporary name at once, and is gone soon.  A kill in between leaves what a
-    killed write leaves, to be cleaned up by the next run.
+    A large one gets the temporary name ``away`` at once, and is gone soon.  A kill in between
+    leaves what a killed write leaves, to be cleaned up by the next run.
 
     Raises:
         OSError: If it cannot be removed; then it is where it was.
@@ -33,7 +33,6 @@ def remove(path: Path) -> None:
     if not _is_worth_a_thread(path):
         path.unlink(missing_ok=True)
         return
-    away = path.with_name(temporary_name(path.name))
     try:
         os.rename(path, away)
     except FileNotFoundError:  # somebody was faster
@@ -42,14 +41,14 @@ def remove(path: Path) -> None:
 
 
 def replace(new: Path, path: Path) -> None:
-    """Put a file where there may be another one, as ``os.replace`` does.
+    """Put a file with a temporary name where there may be another one, as ``os.replace`` does.
 
     A large one that was there is gone from its name at once, and from the disk soon.
 
     Raises:
         OSError: If that cannot be done; then both are where they were.
     """
-    away, is_kept = path.with_name(temporary_name(path.name)), False
+    away, is_kept = new.with_name(another_temporary(new.name)), False
     if _is_worth_a_thread(path):
         with contextlib.suppress(OSError):  # no links on this disk
             os.link(path, away)  # a second name keeps the old file for a moment

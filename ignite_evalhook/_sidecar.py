@@ -11,17 +11,28 @@ disk may hold entries that this history has not reached yet, or never will: thes
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from ._best import Target
+from ._best import Target, as_score
+from ._file_names import checked
 from ._rules import Rule
 
 __all__: list[str] = []
 
 OURS = "ignite-evalhook best"
 FORMAT = f"{OURS} 1"
+_KINDS: Mapping[str, tuple[type, ...]] = {
+    "score": (int, float),
+    "epoch": (int,),
+    "iteration": (int,),
+    "file": (str,),
+    "size": (int, type(None)),
+    "crc32": (str, type(None)),
+    "abandoned": (bool,),
+}
 
 
 @dataclass(frozen=True)
@@ -33,7 +44,8 @@ class Kept:
         epoch: Epoch of the trainer, 1-based; 0 is before training.
         iteration: Iterations that the trainer had completed.
         file: Its name in the folder.
-        sha256: Its checksum, hexadecimal; ``None`` where the storage cannot tell.
+        size: Its size in bytes; ``None`` where the storage cannot tell.
+        crc32: The CRC-32 of its last MiB, hexadecimal, where its list of records is.
         abandoned: Whether the run's history does not know it.
     """
 
@@ -41,16 +53,27 @@ class Kept:
     epoch: int
     iteration: int
     file: str
-    sha256: str | None = None
+    size: int | None = None
+    crc32: str | None = None
     abandoned: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Return the entry as a plain mapping."""
         return asdict(self)
 
+    @property
+    def fingerprint(self) -> tuple[int, str] | None:
+        """What tells the file from another one of its name; ``None`` if nothing does."""
+        return None if self.size is None or self.crc32 is None else (self.size, self.crc32)
+
+    def with_fingerprint(self, fingerprint: tuple[int, str] | None) -> Kept:
+        """Return the entry of another file of this name."""
+        size, crc32 = fingerprint or (None, None)
+        return replace(self, size=size, crc32=crc32)
+
     def is_same_file(self, other: Kept) -> bool:
         """Return whether ``other`` has the same name and content."""
-        return (self.file, self.sha256) == (other.file, other.sha256)
+        return (self.file, self.fingerprint) == (other.file, other.fingerprint)
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> Kept:
@@ -60,12 +83,15 @@ class Kept:
             TypeError: If a field is unknown or missing.
             ValueError: If a field is of the wrong kind.
         """
-        entry = cls(**state)
-        kinds: dict[str, type | tuple[type, ...]]
-        kinds = {"score": (int, float), "epoch": int, "iteration": int, "file": str}
-        for name, kind in kinds.items():
-            if not isinstance(getattr(entry, name), kind):
-                raise ValueError(f"{name} of a kept file is {getattr(entry, name)!r}")
+        # Version 0.1.0 noted a SHA-256: the file has CRC-32 sums of its own, as all have.
+        entry = cls(**{name: value for name, value in state.items() if name != "sha256"})
+        for name, kinds in _KINDS.items():
+            if type(getattr(entry, name)) not in kinds:
+                raise ValueError(f"{name} of a kept file is {getattr(entry, name)!r:.80}")
+        score = as_score(entry.score)
+        if score is None or not math.isfinite(score):
+            raise ValueError(f"score of a kept file is {entry.score!r:.80}")
+        checked(entry.file)
         return entry
 
 
@@ -94,6 +120,10 @@ class Sidecar:
         ordered = sort_entries(target, entries)
         return replace(self, kept={**self.kept, target.metric: prune(target, ordered)})
 
+    def with_each(self, change: Callable[[Kept], Kept]) -> Sidecar:
+        """Return a sidecar with every entry changed."""
+        return replace(self, kept={m: tuple(map(change, e)) for m, e in self.kept.items()})
+
     def entries(self) -> list[Kept]:
         """Return all files listed, of every metric."""
         return [entry for entries in self.kept.values() for entry in entries]
@@ -108,7 +138,7 @@ class Sidecar:
         document: dict[str, Any] = {"format": FORMAT, "name": self.name, "run_id": self.run_id}
         document |= {"metric": first.metric, "rule": first.rule.value}
         top = self.of(first.metric)[:1]
-        for key in ("score", "epoch", "iteration", "file", "sha256"):
+        for key in ("score", "epoch", "iteration", "file", "size", "crc32"):
             document[key] = getattr(top[0], key) if top else None
         document["kept"] = {
             target.metric: {

@@ -1,8 +1,8 @@
 """Say what a folder of files can do, wherever it is.
 
 :class:`Storage` is the promise that the local and the remote folder keep: a file is there
-complete or not at all.  Beside it stand what both need: the names of temporary files, and
-errors in plain words.  No disk is touched here.
+complete or not at all.  Beside it stand what both need: errors in plain words, and text.  No disk
+is touched here.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from __future__ import annotations
 import abc
 import contextlib
 import errno
-import hashlib
-import os
-import re
+import zlib
 from collections.abc import Callable, Iterator
-from pathlib import Path, PurePath, PurePosixPath
+from pathlib import Path
 from typing import BinaryIO
 
+from ._file_names import checked, is_temporary, temporary_name
+from ._log import logger
 from .exceptions import CheckpointError, EvalHookError
 
 __all__ = ["Names", "Storage"]
@@ -24,8 +24,6 @@ __all__ = ["Names", "Storage"]
 BLOCK = 1 << 20  # bytes read at once
 UNHARMED = "an earlier file of that name is unharmed"
 Names = list[str]  # within the class, ``list`` is a method
-
-_TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.tmp")
 
 
 class Storage(abc.ABC):
@@ -36,28 +34,24 @@ class Storage(abc.ABC):
 
     Attributes:
         location: The folder's absolute path or its URL, for messages.
+        owner: Who writes there, as a part of temporary names; see :meth:`clean`.
     """
 
     location: str
+    owner: str = ""
 
     @abc.abstractmethod
     def path(self, name: str) -> Path | str:
         """Return where ``name`` is: a ``Path`` in a local folder, else a URL."""
 
     @abc.abstractmethod
-    def write(
-        self, name: str, save: Callable[[BinaryIO], object], *, hashed: bool = True
-    ) -> str | None:
+    def write(self, name: str, save: Callable[[BinaryIO], object]) -> None:
         """Write a file, replacing an old one of that name only when the new one is complete.
 
         Args:
             name: Name of the file; missing folders are created.
             save: Writes the content into the file object it is given, in one pass: the object
                 cannot seek and has no ``fileno``.
-            hashed: Whether anybody wants its sum, which takes longer than writing.
-
-        Returns:
-            The SHA-256 of the content, in hex, computed while writing; ``None`` if not wanted.
 
         Raises:
             CheckpointError: If it fails, also when ``save`` raises; nothing new is left then.
@@ -111,15 +105,19 @@ class Storage(abc.ABC):
         """Return whether there is such a file."""
         return self.size(name) is not None
 
-    def sha256(self, name: str) -> str | None:
-        """Return the SHA-256 of a file's content in hex, ``None`` if there is no such file."""
-        if not self.exists(name):
+    def fingerprint(self, name: str) -> tuple[int, str] | None:
+        """Return the size of a file in bytes, and the CRC-32 of its last MiB in hex.
+
+        There ``torch.save`` lists what it has saved, with the CRC-32 of each piece: so it tells
+        any two checkpoints apart, and costs the same for large and small ones.  ``None`` if
+        there is no such file.
+        """
+        size = self.size(name)
+        if size is None:
             return None
-        digest = hashlib.sha256()
         with self._explained("read", name), self.open(name) as file:
-            while block := file.read(BLOCK):
-                digest.update(block)
-        return digest.hexdigest()
+            file.seek(max(0, size - BLOCK))
+            return size, f"{zlib.crc32(file.read()):08x}"
 
     def link_or_copy(self, name: str, alias: str, mode: str) -> None:
         """Give a file a second name, replacing what had that name in one step.
@@ -143,26 +141,22 @@ class Storage(abc.ABC):
         No folders, and no temporary files of writes that are under way or were killed.  A
         folder that does not exist has none.
         """
-        return sorted(name for name in self._names() if not _TEMPORARY.fullmatch(name))
+        return sorted(name for name in self._names() if not is_temporary(name))
 
-    def clean(self, prefix: str = "") -> Names:
-        """Remove the temporary files that killed writes left directly in the folder.
+    def clean(self) -> Names:
+        """Remove the temporary files that killed writes of this owner left in the folder itself.
 
-        Those of writes under way stay, in a local folder.  In a store they look the same as
-        the others: there nobody else may be writing names that start with ``prefix``.
+        Those of other owners stay, as nobody can tell whether they are being written.
 
         Returns:
-            What was removed.
+            What was removed, or could not be, of which a warning tells.
         """
-        stale = [
-            name
-            for name in sorted(self._names())
-            if (match := _TEMPORARY.fullmatch(name))
-            and match["name"].startswith(prefix)
-            and not self._is_open(name)
-        ]
+        stale = [name for name in sorted(self._names()) if is_temporary(name, self.owner)]
         for name in stale:
-            self.remove(name)
+            try:
+                self.remove(name)
+            except CheckpointError as error:
+                logger.warning("%s", error)
         return stale
 
     def check_writable(self) -> None:
@@ -171,7 +165,7 @@ class Storage(abc.ABC):
         Folders that had to be created for the attempt are removed again.
         """
         missing = self._missing_folders()
-        probe = temporary_name("probe")
+        probe = temporary_name("probe", self.owner)
         try:
             self.write_text(probe, "probe")
             self.remove(probe)
@@ -195,10 +189,6 @@ class Storage(abc.ABC):
     @abc.abstractmethod
     def _names(self) -> Names:
         """Return the names of all files directly in the folder."""
-
-    @abc.abstractmethod
-    def _is_open(self, name: str) -> bool:
-        """Return whether a write of this temporary file is known to be under way."""
 
     @abc.abstractmethod
     def _missing_folders(self) -> Names:
@@ -234,33 +224,6 @@ def failure(what: str, cause: BaseException, hint: str = "") -> CheckpointError:
     error = CheckpointError("; ".join(filter(None, [f"{what}: {reason}", hint])))
     error.errno = number
     return error
-
-
-def temporary_name(name: str) -> str:
-    """Return a new name for a file that is to become ``name``."""
-    # From the system's generator: those of Python, NumPy and torch belong to the training.
-    return f".{name}.{os.urandom(4).hex()}.tmp"
-
-
-def checked(name: str) -> str:
-    """Return ``name`` if it stays within the folder.
-
-    Raises:
-        ValueError: If it is empty, absolute, or leads upwards.
-    """
-    path = PurePath(name)
-    if not path.name or path.is_absolute() or path.drive or ".." in path.parts or "\0" in name:
-        raise ValueError(f"a file's name must stay within the folder, got {name!r}")
-    return name
-
-
-def spellings(name: str) -> Iterator[str]:
-    """Yield ``name`` and, for when it is taken, the same with -2, -3, ... before the suffix."""
-    yield name
-    path, number = PurePosixPath(name), 2
-    while True:
-        yield str(path.with_name(f"{path.stem}-{number}{path.suffix}"))
-        number += 1
 
 
 def encoded(text: str) -> bytes:

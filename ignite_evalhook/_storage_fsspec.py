@@ -13,16 +13,14 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, metadata
 from typing import Any, BinaryIO, cast
 
-from ._hashing_file import HashingFile
+from ._counting_file import CountingFile
+from ._file_names import checked, spellings, temporary_name
 from ._storage_base import (
     UNHARMED,
     Names,
     Storage,
-    checked,
     complete_lines,
     encoded_line,
-    spellings,
-    temporary_name,
 )
 
 __all__ = ["FsspecStorage"]
@@ -53,22 +51,19 @@ class FsspecStorage(Storage):
         between = "" if self.location.endswith("/") else "/"
         return f"{self.location}{between}{checked(name)}"
 
-    def write(
-        self, name: str, save: Callable[[BinaryIO], object], *, hashed: bool = True
-    ) -> str | None:
+    def write(self, name: str, save: Callable[[BinaryIO], object]) -> None:
         """Write a file; see :meth:`Storage.write`."""
         final = self._full(name)
         with self._explained("write", name, UNHARMED):
             temporary = self._temporary(final)
             try:
-                digest, count = self._write_new(temporary, save, hashed=hashed)
+                count = self._write_new(temporary, save)
                 self._expect_size(temporary, count)
                 self._put(temporary, final)
             except BaseException:
                 self._discard(temporary)
                 raise
             self._expect_size(final, count)
-        return digest
 
     def append_line(self, name: str, line: str) -> None:
         """Add a line by writing the whole file anew; see :meth:`Storage.append_line`."""
@@ -136,9 +131,6 @@ class FsspecStorage(Storage):
         names = [str(entry["name"]) for entry in entries if entry["type"] == "file"]
         return [name.rpartition("/")[2] for name in names if not name.endswith("/")]
 
-    def _is_open(self, name: str) -> bool:
-        return False  # nobody can tell
-
     def _missing_folders(self) -> Names:
         missing, folder = [], self._root
         with self._explained("look at"):
@@ -160,21 +152,20 @@ class FsspecStorage(Storage):
         """Return a new name beside ``final``, in a folder that exists."""
         folder, _, name = final.rpartition("/")
         self._fs.makedirs(folder, exist_ok=True)
-        return f"{folder}/{temporary_name(name)}"
+        return f"{folder}/{temporary_name(name, self.owner)}"
 
-    def _write_new(
-        self, path: str, save: Callable[[BinaryIO], object], *, hashed: bool
-    ) -> tuple[str | None, int]:
+    def _write_new(self, path: str, save: Callable[[BinaryIO], object]) -> int:
+        """Create the file ``path``, and return how many bytes were written."""
         file = self._fs.open(path, "wb")
-        with HashingFile(file.write, hashed=hashed) as sink:
-            try:
-                sink.fill(save)
-            except BaseException:
-                with contextlib.suppress(Exception):  # the first failure tells more
-                    file.close()
-                raise
-            file.close()
-            return sink.hexdigest(), sink.count
+        sink = CountingFile(file.write)
+        try:
+            sink.fill(save)
+        except BaseException:
+            with contextlib.suppress(Exception):  # the first failure tells more
+                file.close()
+            raise
+        file.close()
+        return sink.count
 
     def _expect_size(self, path: str, count: int | None) -> None:
         size = self._size(path)

@@ -16,19 +16,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from ._flock import UNSUPPORTED, try_lock
-from ._hashing_file import HashingFile
+from ._counting_file import CountingFile
+from ._file_names import checked, spellings, temporary_name
 from ._removal import remove, replace, wait_for_removals
 from ._storage_base import (
     BLOCK,
     UNHARMED,
     Names,
     Storage,
-    checked,
     complete_lines,
     encoded_line,
-    spellings,
-    temporary_name,
 )
 
 if TYPE_CHECKING:
@@ -61,27 +58,24 @@ class LocalStorage(Storage):
         """Return the absolute path of ``name``."""
         return self._folder / checked(name)
 
-    def write(
-        self, name: str, save: Callable[[BinaryIO], object], *, hashed: bool = True
-    ) -> str | None:
+    def write(self, name: str, save: Callable[[BinaryIO], object]) -> None:
         """Write a file; see :meth:`Storage.write`.
 
         The last step flushes the folder.  Should that one fail the new file is in place and
         complete, but a power failure may bring the old one back.
         """
         path = self.path(name)
-        temporary = path.with_name(temporary_name(path.name))
+        temporary = self._temporary(path)
         with self._explained("write", name, UNHARMED):
             try:
                 _make_folder(path.parent)
-                digest = _write_new(temporary, save, hashed=hashed)
+                _write_new(temporary, save)
                 replace(temporary, path)
             except BaseException:
                 _discard(temporary)
                 raise
         with self._explained("flush the folder of", name, "the new file is in place and complete"):
             _sync_folder(path.parent)
-        return digest
 
     def append_line(self, name: str, line: str) -> None:
         """Add a line by a single write at the end; see :meth:`Storage.append_line`."""
@@ -127,7 +121,7 @@ class LocalStorage(Storage):
         """Remove a file; a missing one is fine."""
         path = self.path(name)
         with self._explained("remove", name):
-            remove(path)
+            remove(path, self._temporary(path))
 
     def wait(self) -> None:
         """Wait until nothing is left of what was removed; see :meth:`Storage.wait`."""
@@ -147,7 +141,7 @@ class LocalStorage(Storage):
 
     def _link(self, name: str, alias: str) -> bool:
         source, target = self.path(name), self.path(alias)
-        temporary = target.with_name(temporary_name(target.name))
+        temporary = self._temporary(target)
         with self._explained("write", alias, UNHARMED):
             _make_folder(target.parent)
             try:
@@ -174,20 +168,8 @@ class LocalStorage(Storage):
             except FileNotFoundError:
                 return []
 
-    def _is_open(self, name: str) -> bool:
-        with self._explained("look at", name):
-            try:
-                handle = os.open(self.path(name), os.O_RDWR)
-            except FileNotFoundError:
-                return True  # it has just been completed
-            try:
-                return not try_lock(handle)
-            except OSError as error:
-                if error.errno not in UNSUPPORTED:
-                    raise
-                return False
-            finally:
-                os.close(handle)
+    def _temporary(self, path: Path) -> Path:
+        return path.with_name(temporary_name(path.name, self.owner))
 
     def _missing_folders(self) -> Names:
         with self._explained("look at"):
@@ -198,18 +180,17 @@ class LocalStorage(Storage):
             os.rmdir(folder)
 
 
-def _write_new(path: Path, save: Callable[[BinaryIO], object], *, hashed: bool) -> str | None:
-    """Create the file ``path`` and return its SHA-256, if wanted, once it is on the disk."""
+def _write_new(path: Path, save: Callable[[BinaryIO], object]) -> None:
+    """Create the file ``path``, and return when it is on the disk."""
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY, 0o666)
     try:
-        with contextlib.suppress(OSError):  # a file system without locks
-            try_lock(handle)  # so that nobody takes the file for a leftover
-        with HashingFile(_eager(handle), hashed=hashed) as file:
-            file.fill(save)
-            os.fsync(handle)
-            return file.hexdigest()
-    finally:
-        os.close(handle)  # some network disks report a full disk only here
+        CountingFile(_eager(handle)).fill(save)
+        os.fsync(handle)
+    except BaseException:
+        with contextlib.suppress(OSError):  # the first failure tells more
+            os.close(handle)
+        raise
+    os.close(handle)  # some network disks report a full disk only here
 
 
 def _eager(handle: int) -> Callable[[Buffer], int]:

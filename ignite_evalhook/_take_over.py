@@ -174,8 +174,9 @@ def _write(hook: EvalHook, metric: str, best: Best, convert: Convert | None) -> 
     weights = dict(weights if convert is None else convert(weights))
     _check_fits(weights, unwrap(module), best)
     file = _file_name(hook, checkpoint, storage, best, metric)
-    sha256 = storage.write(file, saver({name: weights}, "to_save"))
-    return Kept(best.score, best.epoch, best.iteration, file, sha256)
+    storage.write(file, saver({name: weights}, "to_save"))
+    entry = Kept(best.score, best.epoch, best.iteration, file)
+    return entry.with_fingerprint(storage.fingerprint(file))
 
 
 def _check_fits(weights: Mapping[str, Any], module: nn.Module, best: Best) -> None:

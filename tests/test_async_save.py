@@ -251,7 +251,7 @@ def test_a_state_claims_no_file_that_is_not_durable(tmp_path: Path, gate: Gate) 
         gate.opened.set()
         (kept,) = hook.state_dict()["follower"]["kept"]["acc"]
         assert (tmp_path / kept["file"]).exists()
-        assert kept["sha256"] is not None
+        assert kept["crc32"] is not None
 
     trainer.run([0], max_epochs=2)
 
@@ -495,9 +495,9 @@ def test_the_next_run_in_the_folder_waits_for_what_one_that_failed_still_writes(
 
     clean = LocalStorage.clean
 
-    def clean_at_rest(storage: LocalStorage, prefix: str = "") -> list[str]:
+    def clean_at_rest(storage: LocalStorage) -> list[str]:
         assert not [t.name for t in threading.enumerate() if t.name == "ignite-evalhook writer"]
-        return clean(storage, prefix)
+        return clean(storage)
 
     monkeypatch.setattr(_folder, "wait_for_writers", open_and_wait)
     monkeypatch.setattr(LocalStorage, "clean", clean_at_rest)

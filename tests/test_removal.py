@@ -61,7 +61,7 @@ def test_a_large_file_is_gone_from_the_folder_before_it_is_gone_from_the_disk(
     assert storage.list() == []
     assert storage.size("big") is None
     [left] = os.listdir(tmp_path)
-    assert left.startswith(".big.")
+    assert left.startswith(".big~")
     gate.open.set()
     storage.wait()
     assert os.listdir(tmp_path) == []
@@ -91,7 +91,7 @@ def test_a_write_that_finds_no_room_waits_for_it(
     storage.write_text("big", "x" * 1000)
 
     def write_if_there_is_room(handle: int, data: bytes) -> int:
-        if any(name.startswith(".big.") for name in os.listdir(tmp_path)):
+        if any(name.startswith(".big~") for name in os.listdir(tmp_path)):
             write(handle, data[: len(data) // 2])
             raise OSError(number, os.strerror(number))
         return write(handle, data)
@@ -127,7 +127,7 @@ def test_a_large_file_is_replaced_at_once_and_gone_from_the_disk_later(
     storage.write_text("big", "new")
     assert storage.read_text("big") == "new"
     [left, _] = sorted(os.listdir(tmp_path))
-    assert left.startswith(".big.")
+    assert left.startswith(".big~")
     gate.open.set()
     storage.wait()
     assert os.listdir(tmp_path) == ["big"]

@@ -1,7 +1,7 @@
-"""Hash a file while it is being written, so that nobody has to read it again for that.
+"""Stand between a function that writes a file and the system call.
 
-:class:`HashingFile` stands between a function that writes and the system call, and remembers
-the first error between them.  It knows nothing about where the bytes go.
+:class:`CountingFile` counts bytes, and remembers the first error between them.  It knows nothing
+about where the bytes go.
 """
 
 from __future__ import annotations
@@ -10,41 +10,29 @@ import io
 from collections.abc import Callable
 from typing import TYPE_CHECKING, BinaryIO
 
-from ._background_hash import BackgroundHash
-
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-__all__ = ["HashingFile"]
+__all__ = ["CountingFile"]
 
 _BUFFER = 1 << 20  # bytes held back; larger pieces pass through uncopied
-_PIECE = 4 << 20  # bytes written at once, so that the hashing of a huge tensor begins early
+_PIECE = 4 << 20  # bytes written at once, so that the disk begins with a huge tensor early
 
 
-class HashingFile(io.RawIOBase):
-    """Pass what is written on to ``write``, hashing and counting it on the way.
-
-    Closing it ends the hashing; ``write`` and what is behind it are the caller's.
+class CountingFile(io.RawIOBase):
+    """Pass what is written on to ``write``, and count it on the way.
 
     Args:
         write: Writes some of what it is given, and returns how many bytes; ``None``: all.
-        hashed: Whether the sum is wanted.
 
     Attributes:
         count: Bytes written so far.
     """
 
-    def __init__(self, write: Callable[[Buffer], int | None], *, hashed: bool = True) -> None:
-        self._digest = BackgroundHash() if hashed else None
+    def __init__(self, write: Callable[[Buffer], int | None]) -> None:
         self.count = 0
         self._write = write
         self._error: BaseException | None = None
-
-    def close(self) -> None:
-        """Leave no thread behind."""
-        if self._digest is not None:
-            self._digest.close()
-        super().close()
 
     def writable(self) -> bool:
         """Return ``True``."""
@@ -57,18 +45,12 @@ class HashingFile(io.RawIOBase):
             return len(view)
         try:
             written = self._write(view)
-            count = len(view) if written is None else written
-            if self._digest is not None:
-                self._digest.update(view[:count])
         except BaseException as error:
             self._error = error
             raise
+        count = len(view) if written is None else written
         self.count += count
         return count
-
-    def hexdigest(self) -> str | None:
-        """Return the SHA-256 of what was written, in hex, if it is wanted."""
-        return None if self._digest is None else self._digest.hexdigest()
 
     def fill(self, save: Callable[[BinaryIO], object]) -> None:
         """Let ``save`` write everything, and raise the first thing that went wrong.
