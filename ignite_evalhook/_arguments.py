@@ -39,6 +39,8 @@ FOREIGN = {
     "eval_steps": "interval= (by_epoch=False counts iterations)",
     "val_interval": "interval=",
     "test_fn": "create_mmcv_evaluator(test_fn=)",
+    "compute_on": "compute_metrics= alone: it runs on rank 0, on the predictions of all ranks, and "
+    "metrics of Ignite and torchmetrics in it compute without the other ranks",
 }
 
 

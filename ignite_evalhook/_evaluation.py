@@ -29,6 +29,7 @@ from ._results import PreEval, ResultCollector
 from ._sharding import Turn
 from ._team import Section, Team
 from ._whole_state import check_unshared, is_sharded
+from ._world_of_one import world_of_one
 from .exceptions import EvaluationError
 
 __all__: list[str] = []
@@ -70,7 +71,6 @@ class Evaluation:
     sync_buffers: str | None = "broadcast"
     tmpdir: str | PathLike[str] | None = None  # predictions go through files in it
     gpu_collect: bool = False  # or from device to device
-    compute_on: str = "rank0"  # who calls compute_metrics
     lazy_results: bool = False  # it gets a sequence that makes items when it is asked for them
 
     def check_ranks(self, team: Team) -> None:
@@ -154,18 +154,16 @@ class Evaluation:
             found: Mapping[str, Any] | None = None
             if self.function is not None:
                 found = check_mapping(self.function(trainer), "the evaluator function")
-            elif collector is not None and compute is not None and self.compute_on == "all":
-                results = section.meet("predictions", None, lambda said: self._given(collector))
-                found = self._call(compute, results)
 
             def finish(said: Sequence[Mapping[str, str]]) -> tuple[dict[str, Any], Any]:
                 _refuse_differing(said)
                 computed = found
-                if computed is None and collector is not None and compute is not None:
-                    computed = self._call(compute, self._given(collector))
-                names = self._add_computed(metrics, computed or {})
-                self._finish(metrics)
-                return dict(metrics), None if judge is None else judge(metrics, names)
+                with world_of_one():
+                    if computed is None and collector is not None and compute is not None:
+                        computed = self._call(compute, self._given(collector))
+                    names = self._add_computed(metrics, computed or {})
+                    self._finish(metrics)
+                    return dict(metrics), None if judge is None else judge(metrics, names)
 
             own = {} if team.alone else {n: repr(to_number(v)) for n, v in metrics.items()}
             told, verdict = section.meet("metrics", own, finish)

@@ -136,9 +136,6 @@ class EvalHook:
         tmpdir: MMCV's: collect predictions through files in a private folder within this one,
             which all ranks must share.  ``None``: through the processes' own connections.
         gpu_collect: MMCV's: collect predictions through the devices.
-        compute_on: ``"rank0"`` calls ``compute_metrics`` on rank 0, whose memory alone holds all
-            predictions; ``"all"`` on every rank, for one that talks to the other ranks itself.
-            Rank 0's result counts.
         lazy_results: Give ``compute_metrics`` a read-only sequence that makes each item when it is
             asked for, in place of a list: it takes the predictions' own memory and no more.
         clock: Seconds that only grow, for a ``timedelta``.
@@ -194,7 +191,6 @@ class EvalHook:
         broadcast_bn_buffer: bool | None = None,
         tmpdir: str | PathLike[str] | None = None,
         gpu_collect: bool = False,
-        compute_on: str = "rank0",
         lazy_results: bool = False,
         clock: Callable[[], float] = time.monotonic,
         **eval_kwargs: Any,
@@ -203,7 +199,6 @@ class EvalHook:
         check_choice("broadcast_bn_buffer", broadcast_bn_buffer, (True, False, None))
         if tmpdir is not None and not isinstance(tmpdir, (str, PathLike)):
             raise TypeError(f"tmpdir must be a folder or None, got {tmpdir!r}")
-        check_choice("compute_on", compute_on, ("rank0", "all"))
         check_choice("lazy_results", lazy_results, (True, False))
         check_choice("preset", preset, (None, *sorted(PRESETS)))
         check_count("limit_batches", limit_batches)
@@ -250,7 +245,6 @@ class EvalHook:
             None if broadcast_bn_buffer is False else sync_buffers,
             tmpdir,
             gpu_collect,
-            compute_on,
             check_lazy_results(lazy_results, compute_metrics),
         )
         if checkpoint is not None:

@@ -1043,30 +1043,6 @@ def test_a_distributed_sampler_is_put_right_on_one_process_as_well() -> None:
     assert on_ranks(2, dealt_to_one) == one * 2
 
 
-def computed_on_all(rank: int, fails: int | None) -> Any:
-    """Let ``compute_metrics`` talk to the other ranks by itself."""
-    seen: list[Any] = []
-
-    def compute(results: list[Any]) -> dict[str, float]:
-        if rank == fails:
-            raise ValueError("not here")
-        seen.extend(results)
-        return {"sum": idist.all_reduce(float(len(results))), "rank": float(rank)}
-
-    evaluator = create_evaluator(nn.Linear(1, 1), step=lambda engine, batch: batch)
-    batches = [torch.arange(float(n), n + 2.0) for n in range(0, 10, 2)]
-    hook = EvalHook(batches, evaluator, interval=None, compute_metrics=compute, compute_on="all")
-    return hook.evaluate().metrics, [float(item) for item in seen]
-
-
-def test_predictions_come_to_every_rank_if_asked() -> None:
-    for metrics, seen in on_ranks(3, computed_on_all, None):
-        assert metrics == {"sum": 30.0, "rank": 0.0}
-        assert seen == [float(number) for number in range(10)]
-    metrics, seen = on_ranks(1, computed_on_all, None)[0]
-    assert (metrics, len(seen)) == ({"sum": 10.0, "rank": 0.0}, 10)
-
-
 def sharded_by_name(rank: int, world: int) -> Any:
     """Shuffle with another seed on each rank, and say which rank of how many this is."""
     torch.manual_seed(rank)

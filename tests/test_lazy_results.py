@@ -491,7 +491,7 @@ def evaluated(rank: int, cases: Sequence[tuple[str, int, int, dict[str, Any]]]) 
 
 def cases_in(folder: str) -> list[tuple[str, int, int, dict[str, Any]]]:
     ways: list[dict[str, Any]] = [
-        {}, {"pre_eval": in_fours}, {"shuffle": True}, {"compute_on": "all"}, {"tmpdir": folder},
+        {}, {"pre_eval": in_fours}, {"shuffle": True}, {"tmpdir": folder},
         {"gpu_collect": True}, {"limit_batches": 2},
     ]  # fmt: skip
     # Batches: 1, 2 and 3 of unequal size, so that ranks have none, and many.

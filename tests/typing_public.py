@@ -52,7 +52,7 @@ def on_several_processes(model: nn.Module, loader: DataLoader[tuple[Tensor, Tens
         loader, model, broadcast_bn_buffer=False, tmpdir=Path("tmp"), gpu_collect=True, interval=2
     )
     assert_type(hook.attach(Engine(lambda engine, batch: None)).best, Best | None)
-    EvalHook(loader, model, shard=False, sync_buffers="mean", compute_on="all")
+    EvalHook(loader, model, shard=False, sync_buffers="mean")
     assert_type(shard_batches(loader), DataLoader[tuple[Tensor, Tensor]])
     shard_batches(loader, rank=0, world_size=2)
 
