@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from os import PathLike
-from typing import Any
+from typing import Any, NoReturn
 
 from ignite.engine import Engine
 from ignite.handlers import Checkpoint
@@ -216,6 +216,17 @@ class BestCheckpoint(Checkpoint):
         """Return Ignite's state, which names the files that there are."""
         self.wait()
         return super().state_dict()
+
+    def reload_objects(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refuse what Ignite's own offers for files that a ``DiskSaver`` has named.
+
+        Raises:
+            AttributeError: Naming what loads the best.
+        """
+        raise AttributeError(
+            "a BestCheckpoint has no reload_objects; load_best(out_dir, to_load) loads the best of "
+            "a folder, and hook.load_best() that of a hook"
+        )
 
     def would_save(self, score: float) -> bool:
         """Return whether ``score`` belongs to the top-k."""

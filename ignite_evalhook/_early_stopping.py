@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal, NoReturn
 
 from ignite.engine import Engine
 from ignite.handlers import EarlyStopping
@@ -25,6 +25,9 @@ OPTIONS = ("threshold", "threshold_mode", "cumulative", "min_delta", "cumulative
 class SafeEarlyStopping(EarlyStopping):
     """Ignite's handler, where only a finite, strictly better score is an improvement.
 
+    The hook calls it after each evaluation.  ``patience``, ``threshold``, ``threshold_mode`` and
+    ``cumulative`` may be changed while training runs.
+
     Args:
         patience: Evaluations without improvement after which training stops.
         score_function: Score of an engine, signed so that higher is better.
@@ -34,6 +37,11 @@ class SafeEarlyStopping(EarlyStopping):
         threshold_mode: ``"abs"`` or ``"rel"``.
         cumulative: Measure the change from the score at the last improvement rather than from
             the best seen since.
+
+    Attributes:
+        counter: Evaluations without improvement so far.
+        best_score: The score to improve on, signed so that higher is better; ``None`` before the
+            first.
 
     Raises:
         ValueError: If an option is out of range.
@@ -49,7 +57,7 @@ class SafeEarlyStopping(EarlyStopping):
         trainer: Engine,
         *,
         threshold: float = 0.0,
-        threshold_mode: str = "abs",
+        threshold_mode: Literal["abs", "rel"] = "abs",
         cumulative: bool = False,
     ) -> None:
         if type(patience) is not int or patience < 1:
@@ -59,9 +67,12 @@ class SafeEarlyStopping(EarlyStopping):
         if threshold_mode not in ("abs", "rel"):
             raise ValueError(f"threshold_mode must be 'abs' or 'rel', got {threshold_mode!r}")
         super().__init__(patience, score_function, trainer)
-        self._threshold = float(threshold)
-        self._relative = threshold_mode == "rel"
-        self._cumulative = bool(cumulative)
+        self.threshold, self.threshold_mode = float(threshold), threshold_mode
+        self.cumulative = bool(cumulative)
+        older = {"min_delta": self.threshold, "min_delta_mode": threshold_mode,
+                 "cumulative_delta": self.cumulative}  # fmt: skip
+        # Ignite 0.5.5 answers to these names by itself, with a warning.
+        vars(self).update({name: older[name] for name in older if name in vars(self)})
 
     def __call__(self, engine: Engine) -> None:
         """Count one evaluation; terminate the trainer when patience is exhausted."""
@@ -71,12 +82,24 @@ class SafeEarlyStopping(EarlyStopping):
             self.best_score = score
             self.counter = 0
             return
-        if best is not None and math.isfinite(score) and not self._cumulative:
+        if best is not None and math.isfinite(score) and not self.cumulative:
             self.best_score = max(score, best)
         self.counter += 1
         if self.exhausted:
             logger.info("early stopping: %d evaluations without improvement", self.counter)
             self.trainer.terminate()
+
+    def attach(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refuse to be called by an engine too, which would count each evaluation twice.
+
+        Raises:
+            ValueError: With words.
+        """
+        raise ValueError("the hook that made this early stopping calls it; do not attach it")
+
+    def __repr__(self) -> str:
+        names = ("patience", "threshold", "threshold_mode", "cumulative", "counter", "best_score")
+        return f"EarlyStopping({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"
 
     @property
     def exhausted(self) -> bool:
@@ -84,7 +107,7 @@ class SafeEarlyStopping(EarlyStopping):
         return bool(self.counter >= self.patience)
 
     def _margin(self, best: float) -> float:
-        return self._threshold * abs(best) if self._relative else self._threshold
+        return self.threshold * (abs(best) if self.threshold_mode == "rel" else 1.0)
 
     def state_dict(self) -> OrderedDict[str, Any]:
         """Return counter and best score."""
@@ -94,6 +117,11 @@ class SafeEarlyStopping(EarlyStopping):
         """Take over counter and best score; patience and thresholds stay as constructed."""
         self.counter = int(state_dict["counter"])
         self.best_score = state_dict["best_score"]
+
+    def renew(self) -> None:
+        """Count anew if patience was exhausted; the best score stays."""
+        if self.exhausted:
+            self.counter = 0
 
     def reset(self) -> None:
         """Forget counter and best score."""

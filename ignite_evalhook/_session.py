@@ -236,6 +236,7 @@ class Session:
         trainer, run = self.need_trainer(), self.run
         state = trainer.state
         with self.team.together(f"{self.name}: start") as section:
+            loaded = run.loaded is not None
             finished = self._take_up(at_start=at_start)
             is_known = run.is_known
             check_ever_due(state, self.plan.schedule, at_end=self.plan.at_end)
@@ -256,7 +257,7 @@ class Session:
                 self.name, state.iteration,
             )  # fmt: skip
             trainer.terminate()
-        elif self.watchers.exhausted and is_known:
+        elif self.watchers.exhausted and loaded:
             logger.info("%s: early stopping had ended this run; it ends again", self.name)
             state.epoch = self.position().epoch  # Ignite loads the one before a part
             trainer.terminate()
@@ -273,6 +274,7 @@ class Session:
             self.start_over()
         else:
             run.check_reached(state.iteration)
+            self.watchers.renew()
         return False
 
     def _prepare(self, section: Section) -> None:

@@ -52,6 +52,11 @@ class Watchers:
         """Whether an early stopping has ended the run."""
         return any(stopper.exhausted for _, stopper in self._stoppers)
 
+    def renew(self) -> None:
+        """Let early stoppings that have ended a run count anew, in one that goes on."""
+        for _, stopper in self._stoppers:
+            stopper.renew()
+
     def counters(self) -> list[int]:
         """Return how many evaluations without improvement each early stopping has counted."""
         return [stopper.counter for _, stopper in self._stoppers]

@@ -874,6 +874,12 @@ def test_by_itself_it_is_a_handler_like_ignites(
     assert re.fullmatch("[0-9a-f]{12}", said["run_id"])
 
 
+def test_what_ignite_loads_files_with_says_what_to_call_instead(tmp_path: Path) -> None:
+    checkpoint = BestCheckpoint({"model": nn.Linear(1, 1)}, tmp_path, score_name="acc")
+    with pytest.raises(AttributeError, match=r"load_best\(out_dir, to_load\).*hook\.load_best\(\)"):
+        checkpoint.reload_objects({"model": nn.Linear(1, 1)}, global_step=0)
+
+
 def test_by_itself_it_keeps_an_alias_and_names_what_is_missing(tmp_path: Path) -> None:
     handler = best_checkpoint(counter(), tmp_path, score_name="coco/acc", alias="copy")
     evaluated(handler, [0.5, 0.7], "coco/acc")

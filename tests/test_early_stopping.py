@@ -252,6 +252,52 @@ def test_what_comes_back_is_ignites_handler() -> None:
 
 
 @pytest.mark.parametrize(
+    ("options", "shown"),
+    [
+        ({}, (0.0, "abs", False)),
+        ({"threshold": 0.1, "threshold_mode": "rel", "cumulative": True}, (0.1, "rel", True)),
+        ({"min_delta": 1, "cumulative_delta": True}, (1.0, "abs", True)),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning")  # names of older Ignite
+def test_its_attributes_say_what_it_does(
+    options: dict[str, Any], shown: tuple[float, str, bool]
+) -> None:
+    hook, trainer = scripted([0.5, 0.25])
+    stopper: Any = hook.early_stopping(3, **options)
+    assert (stopper.threshold, stopper.threshold_mode, stopper.cumulative) == shown
+    assert (stopper.min_delta, stopper.cumulative_delta) == (shown[0], shown[2])
+    hook.attach(trainer)
+    trainer.run([0], max_epochs=2)
+    threshold, mode, cumulative = shown
+    assert repr(stopper) == (
+        f"EarlyStopping(patience=3, threshold={threshold}, threshold_mode={mode!r}, "
+        f"cumulative={cumulative}, counter=1, best_score=0.5)"
+    )
+    assert stopper.state_dict() == {"counter": 1, "best_score": 0.5}
+    assert stopper.trainer is trainer
+
+
+def test_what_is_set_on_it_while_training_counts_from_then_on() -> None:
+    hook, trainer = scripted([0.5, 0.55, 0.6, 0.62, 0.64, 0.66])
+    stopper: Any = hook.early_stopping(9)
+    hook.attach(trainer)
+
+    @trainer.on(Events.EPOCH_COMPLETED(once=2))
+    def harden(engine: Engine) -> None:
+        stopper.threshold, stopper.patience = 0.1, 2
+
+    trainer.run([0], max_epochs=9)
+    assert (trainer.state.epoch, stopper.counter) == (4, 2)
+
+
+def test_it_cannot_be_attached_a_second_time() -> None:
+    hook, trainer = scripted([])
+    with pytest.raises(ValueError, match="do not attach it"):
+        hook.early_stopping(3).attach(trainer)
+
+
+@pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
         ({"patience": 0}, ValueError, "patience must be a positive integer, got 0"),
@@ -340,6 +386,39 @@ def test_a_second_run_and_a_reset_begin_anew() -> None:
     assert [record.metrics["acc"] for record in hook.history] == [0.2, 0.1, 0.1]
     hook.reset()
     assert (stopper.counter, stopper.best_score) == (0, None)
+
+
+def test_a_second_run_after_an_early_stop_goes_on_and_counts_anew() -> None:
+    hook, trainer = scripted([0.5, 0.4, 0.3, 0.2, 0.6, 0.1, 0.1, 0.1])
+    impatient, patient = hook.early_stopping(2), hook.early_stopping(4)
+    hook.attach(trainer)
+    trainer.run([0], max_epochs=9)
+    assert (trainer.state.epoch, impatient.counter, patient.counter) == (3, 2, 2)
+    trainer.run([0], max_epochs=9)  # a worse one, a better one, and two worse
+    assert trainer.state.epoch == 7
+    assert (impatient.counter, patient.counter, impatient.best_score) == (2, 2, 0.6)
+    trainer.run([0], max_epochs=8)
+    assert [record.metrics["acc"] for record in hook.history] == [
+        0.5, 0.4, 0.3, 0.2, 0.6, 0.1, 0.1, 0.1
+    ]  # fmt: skip
+    assert (impatient.counter, patient.counter) == (1, 3)
+
+
+@pytest.mark.parametrize("how", ["detached", "loaded"])
+def test_only_a_loaded_run_ends_again(how: str) -> None:
+    hook, trainer = scripted([0.5] * 9)
+    hook.early_stopping(2)
+    hook.attach(trainer)
+    trainer.run([0], max_epochs=9)
+    if how == "detached":
+        hook.detach()
+        hook.attach(trainer)
+    else:
+        hook.load_state_dict(hook.state_dict())
+    for more in (0, 2) if how == "loaded" else (2, 2):
+        before = trainer.state.epoch
+        trainer.run([0], max_epochs=9)
+        assert trainer.state.epoch == before + more
 
 
 # -------------------------------------------------------------------------------------- the state
