@@ -18,6 +18,7 @@ import torch
 from ignite.handlers.checkpoint import BaseSaveHandler
 
 from ._best import Best, Target, legal, legal_names
+from ._leftovers import Leftovers
 from ._log import logger
 from ._plain import to_plain
 from ._sidecar import Kept, Sidecar
@@ -32,7 +33,7 @@ class DeferredSaver(BaseSaveHandler):
     """A save handler whose ``remove`` waits until the new file is accounted for.
 
     Ignite's ``Checkpoint`` removes the old file before it writes the new one.  Here removing is
-    only noted, and done by :meth:`remove_dropped` when it is safe.
+    only noted; :meth:`BestFiles.discard` does it when that is safe.
     """
 
     def __init__(self, target: Storage | BaseSaveHandler) -> None:
@@ -107,22 +108,6 @@ class DeferredSaver(BaseSaveHandler):
         """Note that ``filename`` is not needed any more."""
         self.dropped.append(filename)
 
-    def remove_dropped(self, keep: set[str]) -> None:
-        """Remove what was noted, except ``keep`` and the file just written."""
-        for filename in self.dropped:
-            if filename != self.written and filename not in keep:
-                self.discard(filename)
-        self.dropped = []
-
-    def discard(self, filename: str) -> None:
-        """Remove one file; a missing one is fine, and one that stays harms nobody."""
-        try:
-            self.target.remove(filename)
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            logger.warning("%s is not needed any more, but stays: %s", filename, error)
-
 
 def saver(state: Any, where: str) -> Callable[[Any], None]:
     """Return a function that writes ``state`` to a binary file as ``weights_only`` can read it."""
@@ -162,6 +147,11 @@ class BestFiles:
         self.storage = None if isinstance(target, BaseSaveHandler) else target
         self.sidecar = sidecar
         self.alias = alias
+        self.leftovers = Leftovers(target, f".{legal(sidecar.name)}.leftovers.json")
+
+    def discard(self, files: Iterable[str]) -> None:
+        """Remove files that no entry names; what fails is a warning, and tried again later."""
+        self.leftovers.remove(files, self.sidecar.files())
 
     @property
     def sidecar_name(self) -> str:
@@ -225,7 +215,6 @@ class BestFiles:
         target: Target,
         before: Iterable[Kept],
         added: Kept,
-        discard: Callable[[str], None],
     ) -> None:
         """Remove a file that was added, and account for those kept ``before``.
 
@@ -244,8 +233,7 @@ class BestFiles:
             self.sidecar = self.sidecar.with_entries(target, stays)
             return
         self.sidecar = then
-        if added.file not in then.files():
-            discard(added.file)  # before the stable names, since it makes room for a copy
+        self.discard([added.file])  # before the stable names, since it makes room for a copy
         try:
             self._point_aliases(now, then)
         except CheckpointError as error:

@@ -291,7 +291,7 @@ class BestCheckpoint(Checkpoint):
         if self.saver.held is not None:
             self.saver.begin()  # nothing is written yet
         elif self.saver.written is not None and self._entry is not None:
-            self.files.take_back(self.target, entries, self._entry, self.saver.discard)
+            self.files.take_back(self.target, entries, self._entry)
 
     @property
     def holds(self) -> Kept | None:
@@ -333,7 +333,8 @@ class BestCheckpoint(Checkpoint):
         if self._before is None or self.files is None or self.saver.held is not None:
             return
         self._before = None
-        self.saver.remove_dropped(self.files.sidecar.files())
+        self.files.discard({*self.saver.dropped} - {self.saver.written})
+        self.saver.dropped = []
 
     def restore(self, live: tuple[Kept, ...]) -> None:
         """Take over the files that an earlier part of the run has kept, best first."""
@@ -368,6 +369,7 @@ class BestCheckpoint(Checkpoint):
             ]
             empty = replace(files.sidecar, run_id=found.run_id)
             files.sidecar = empty.with_entries(self.target, entries)
+            files.leftovers.recall(found.files())
             return
         ours = {storage.fingerprint(name) for name in found.files()}
         aliases = [files.alias_name(self.target.metric)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -31,21 +32,39 @@ class RunFolder:
         self.last_name = f"last{suffix(name)}.pt"
         self._lock = FolderLock(storage, legal(name))
         storage.owner = owner_of(name)
+        self._process: int | None = None  # the one that has claimed it
 
     def claim(self, owner: object, is_live: Callable[[object], bool]) -> None:
         """Make ``owner`` the only live run in the folder.
 
         Raises:
-            StateError: If there is another one.
+            StateError: If there is another one, or this process is a forked child of it.
         """
+        self.check_process()
         self._lock.acquire(owner, is_live)
+        self._process = os.getpid()
         wait_for_writers()  # a run that has ended with an error may still be writing
         self.storage.clean()
+
+    def check_process(self) -> None:
+        """Refuse a forked child of the process that claimed the folder.
+
+        Raises:
+            StateError: If this is one.
+        """
+        if self._process not in (None, os.getpid()):
+            raise StateError(
+                f"the run in {self.storage.location} is that of process {self._process}; this is "
+                f"process {os.getpid()}, forked from it, which cannot go on with the same run: "
+                "start another one there, with an out_dir of its own"
+            )
 
     def release(self) -> None:
         """Let another run have the folder."""
         self.storage.wait()
         self._lock.release()
+        if self._process == os.getpid():
+            self._process = None
 
     def put_aside(self, run_id: str) -> None:
         """Move the files of every run but ``run_id`` into ``earlier/<its id>/``.

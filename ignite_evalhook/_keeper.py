@@ -155,11 +155,11 @@ class Keeper:
             self._restore(target, target.n_saved)
         ours = [entry for entries in self.live.values() for entry in entries]
         files.refuse_foreign_aliases([*ours, *([] if found is None else found.entries())])
+        files.leftovers.recall(after.files() | {entry.file for entry in ours})
         if found is None and not after.files():
             return
         files.publish(after)
-        for file in surplus:
-            storage.remove(file)
+        files.discard(surplus)
 
     def _is_whole(self, storage: Storage, entry: Kept) -> bool:
         found = storage.fingerprint(entry.file)
@@ -246,6 +246,8 @@ class Keeper:
         elif saved:
             for checkpoint in self._checkpoints.values():
                 checkpoint.settle()
+        if self._files is not None and self.writes and not self.in_background:
+            self._files.discard(())  # what could not be removed before
 
     def _note_live(self, metric: str, checkpoint: BestCheckpoint) -> None:
         self.live[metric] = self._listed(metric, checkpoint)

@@ -1,14 +1,18 @@
 """Let one live run at a time use a folder.
 
 A :class:`FolderLock` is a locked file in a local folder.  The system gives the lock back when
-the process dies, also by ``kill -9``, so nothing stale ever keeps a restart out.  Which runs
-are live is for the caller to say; a folder behind a URL cannot be locked and is not.
+the process dies, also by ``kill -9``, so nothing stale ever keeps a restart out.  (On a network
+disk that is when its server notices.)  Which runs are live is for the caller to say; a folder
+behind a URL cannot be locked and is not.
+
+``filelock`` does not serve here: it empties the file before it has the lock, and with it the words
+that say who has it; and where a file system has no locks its newer versions make a file that a
+kill leaves behind.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import platform
 import sys
@@ -20,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ._flock import UNSUPPORTED, try_lock
+from ._flock import UNSUPPORTED, close, is_at, open_lock_file, try_lock
 from ._storage import Storage
 from ._storage_base import failure
 from .exceptions import StateError
@@ -69,7 +73,7 @@ class FolderLock:
                 holder = held.owner()
                 if holder is not None and holder is not owner and is_live(holder):
                     raise self._taken("another run in this process")
-                if _is_at(held.handle, self._path):
+                if is_at(held.handle, self._path):
                     held.owner, held.lock = weakref.ref(owner), self
                     return
                 _give_back(held)  # somebody removed the folder under a run that is over
@@ -93,18 +97,18 @@ class FolderLock:
         try:
             while True:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+                handle = open_lock_file(path)
                 try:
                     self._lock(handle)
-                    if _is_at(handle, path):
+                    if is_at(handle, path):
                         _sign(handle)
                         return handle
                 except BaseException:
-                    os.close(handle)
+                    close(handle)
                     raise
                 # The last owner removed this very file while we opened it: a lock on it means
                 # nothing to those who come after.
-                os.close(handle)
+                close(handle)
         except OSError as error:
             what = f"could not lock {self._location} for the hook {self._name!r}"
             raise failure(what, error, "choose another out_dir") from error
@@ -152,7 +156,7 @@ def _forget_in_child() -> None:
     """
     global _guard
     for held in _held.values():
-        os.close(held.handle)
+        close(held.handle)
     _held.clear()
     _guard = threading.RLock()
 
@@ -166,24 +170,14 @@ def _give_back(held: _Held) -> None:
     del _held[held.path]
     is_ours = False
     with contextlib.suppress(OSError):  # a disk that is gone has nothing to remove
-        is_ours = _is_at(held.handle, held.path)
+        is_ours = is_at(held.handle, held.path)
     if sys.platform == "win32":  # it cannot remove an open file
-        os.close(held.handle)
+        close(held.handle)
     if is_ours:
         with contextlib.suppress(OSError):  # one that stays is locked by nobody
             os.unlink(held.path)
     if sys.platform != "win32":  # closed last: while it is locked nobody else can own the name
-        os.close(held.handle)
-
-
-def _is_at(handle: int, path: str | Path) -> bool:
-    """Return whether the open file is the one now found at ``path``."""
-    try:
-        return os.path.samestat(os.fstat(handle), os.stat(path))
-    except OSError as error:
-        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE):
-            raise
-        return False
+        close(held.handle)
 
 
 def _sign(handle: int) -> None:

@@ -230,6 +230,8 @@ class Session:
     def _begin_if_needed(self) -> None:
         if not self.run.is_under_way:
             self._begin()
+        elif self.plan.folder is not None:
+            self.plan.folder.check_process()
 
     def _begin(self, *, at_start: bool = False) -> None:
         """Do what the start of a run asks for, at the first event that is seen."""

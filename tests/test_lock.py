@@ -441,6 +441,61 @@ def test_a_failure_leaves_nothing_open_and_nothing_held(
     lock_of(folder).acquire(run)
 
 
+def failing_close(monkeypatch: pytest.MonkeyPatch) -> None:
+    close = os.close
+
+    def fail(handle: int) -> None:
+        close(handle)
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "close", fail)
+
+
+def test_a_lock_file_that_cannot_be_closed_hides_no_error(
+    folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(handle: int, size: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    lock, run = lock_of(folder), Run()
+    with monkeypatch.context() as patch:
+        failing_close(patch)
+        patch.setattr(os, "ftruncate", full)
+        with pytest.raises(CheckpointError, match=r"No space left on device \[ENOSPC\]"):
+            lock.acquire(run)
+    lock.acquire(run)
+
+    def train() -> None:
+        try:
+            raise KeyError("a bug in training")
+        finally:
+            lock.release()
+
+    with monkeypatch.context() as patch:
+        failing_close(patch)
+        with pytest.raises(KeyError, match="a bug in training"):
+            train()
+    assert another_process_says(folder) == "held"
+
+
+@posix
+@pytest.mark.parametrize("kind", ["link", "folder", "pipe"])
+def test_what_is_no_lock_file_is_refused_and_left_alone(folder: pathlib.Path, kind: str) -> None:
+    folder.mkdir()
+    path, precious = folder / ".val.lock", folder / "precious"
+    precious.write_text("precious")
+    if kind == "link":
+        path.symlink_to(precious)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        os.mkfifo(path)
+    with pytest.raises(CheckpointError, match=r"could not lock .*run for the hook 'val'"):
+        lock_of(folder).acquire(Run())
+    assert precious.read_text() == "precious"
+    assert os.path.lexists(path)
+
+
 def test_a_file_system_without_locks_is_warned_about_and_used(
     folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
