@@ -36,6 +36,7 @@ Decide = Callable[[list[Any]], Any]
 # Rank 0 may compute for hours while the others wait; a rank that dies is noticed at once, since
 # its connections close.  Only a host that vanishes without a word is noticed this late.
 PATIENCE = timedelta(days=1)
+MOST_WORDS = 1000  # characters of another rank's message that an error repeats
 POLL_SECONDS = 0.5  # how often a rank looks, between batches, whether another one has failed
 _TOLD = "_told_at_meeting"  # attribute of an exception that every rank knows of
 
@@ -60,16 +61,25 @@ class Failure(NamedTuple):
         return cls(rank, type(error).__qualname__, message, trace)
 
     def __str__(self) -> str:
-        return f"rank {self.rank} failed: {self.kind}: {self.message}"
+        words = " ".join(self.message.split())  # in one line
+        if len(words) > MOST_WORDS:
+            words = f"{words[:MOST_WORDS]}…"
+        return f"rank {self.rank} failed: {self.kind}: {words}"
 
 
-def told(failures: Sequence[Failure]) -> EvaluationError:
-    """Return the error that every rank raises, since all were told."""
+def told(failures: Sequence[Failure], rank: int, cause: BaseException | None) -> EvaluationError:
+    """Return the error that every rank raises, since all were told.
+
+    Its words are one line.  The traceback of another rank is a note, which Python shows from
+    3.11 on; that of this ``rank`` is seen with the cause.
+    """
     first, *others = failures
     more = f" (and so did {[f.rank for f in others]})" if others else ""
-    trace = f"\n\nOn rank {first.rank}:\n{first.trace}" if first.trace else ""
-    error = EvaluationError(f"{first}{more}{trace}")
+    error = EvaluationError(f"{first}{more}")
     error.failures = tuple(failures)
+    error.__cause__ = None if isinstance(cause, StoppedError) else cause
+    if first.trace and first.rank != rank:
+        vars(error)["__notes__"] = [f"On rank {first.rank}:\n{first.trace}"]
     return error
 
 
@@ -230,8 +240,7 @@ class Team:
                 raise interrupt
             return verdict
         if cause is None or isinstance(cause, Exception):
-            outcome: BaseException = told(failures)
-            outcome.__cause__ = cause
+            outcome: BaseException = told(failures, self.rank, cause)
         else:
             outcome = cause  # an interrupt stays one where it came
         vars(outcome)[_TOLD] = self.meetings

@@ -39,7 +39,8 @@ class StateError(EvalHookError, RuntimeError):
 class EvaluationError(EvalHookError, RuntimeError):
     """An evaluation was cut short or gave a result that cannot be used.
 
-    On several processes this is what every rank raises when one has failed, in whatever way.
+    On several processes this is what every rank raises when one has failed, in whatever way.  Its
+    words are one line; the traceback of the other rank is a note (``__notes__``).
 
     Attributes:
         failures: What went wrong on which rank, each with ``rank``, ``kind`` (the name of the

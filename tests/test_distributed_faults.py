@@ -7,7 +7,9 @@ import copy
 import hashlib
 import os
 import signal
+import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from functools import partial
@@ -277,6 +279,8 @@ def raised_by(action: Callable[[], object], mine: BaseException | None = None) -
             "type": type(error).__name__,
             "words": str(error),
             "failures": [tuple(f) for f in getattr(error, "failures", ())],
+            "notes": getattr(error, "__notes__", []),
+            "shown": "".join(traceback.format_exception(error)),
             "caused by mine": error.__cause__ is mine,
             "mine": error is mine,
         }
@@ -409,7 +413,11 @@ def test_a_failure_is_raised_on_every_rank_with_rank_type_words_and_trace(
             assert words in message, (case, found)
             assert f"rank {who} failed: {kind}: " in found["words"], (case, found)
             assert "Traceback" in trace, (case, found)
-            assert trace in found["words"], (case, found)
+            assert len(found["words"].splitlines()) == 1, (case, found)
+            assert found["notes"] == ([] if rank == who else [f"On rank {who}:\n{trace}"]), case
+            if what == "error":
+                shows = rank == who or sys.version_info >= (3, 11)
+                assert found["shown"].count("raise self.error") == shows, (case, found)
             if rank == who and what == "error" and kind == "ValueError":
                 assert found["caused by mine"], (case, found)
 

@@ -53,13 +53,13 @@ def fail(rank: int, who: int, where: str) -> Any:
         try:
             with team.together(f"work {attempt}") as section:
                 if where == "before" and rank == who:
-                    raise ValueError("nö 0.0")
+                    raise ValueError("nö\n  0.0")
                 section.meet("one")
                 if where == "between" and rank == who:
-                    raise ValueError("nö 0.0")
+                    raise ValueError("nö\n  0.0")
                 section.meet("two", None, decide if where == "decide" else None)
                 if where == "late" and rank == who:
-                    raise ValueError("nö 0.0")
+                    raise ValueError("nö\n  0.0")
                 if where == "pickle" and rank == who:
                     section.meet("three", lambda: 0)
                 else:
@@ -72,7 +72,7 @@ def fail(rank: int, who: int, where: str) -> Any:
 
 
 def decide(said: list[Any]) -> Any:
-    raise ValueError("nö 0.0")
+    raise ValueError("nö\n  0.0")
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_what_fails_on_one_rank_is_raised_on_every_one(who: int, where: str) -> 
         for words in errors:
             assert f"rank {who} failed: {kind}" in words
             assert "nö 0.0" in words or where == "pickle"
-            assert "Traceback" in words
+            assert len(words.splitlines()) == 1
         assert causes == [kind if rank == who else "NoneType"] * 2
 
 
