@@ -359,6 +359,24 @@ def is_running(engine: Engine) -> bool:
     return run is not None and getattr(run, "gi_frame", None) is not None
 
 
+def iterations_before_epoch(engine: Engine) -> int:
+    """Return, at ``EPOCH_STARTED``, after how many iterations the epoch had begun.
+
+    After a restart an epoch goes on in its middle, from where Ignite will count.
+    """
+    into, state = engine._init_iter, engine.state
+    if into is None:
+        into = 0
+        if engine._dataloader_iter is None:  # the first epoch of this call of run()
+            into = state.iteration % (state.epoch_length or state.iteration + 1)
+    return int(state.iteration - into)
+
+
+def go_on_with_epoch(engine: Engine, into: int) -> None:
+    """Let an engine that is starting go on after so many iterations of an epoch."""
+    engine._init_iter = into
+
+
 @contextmanager
 def _state_kept(evaluator: Engine) -> Iterator[None]:
     state = evaluator.state

@@ -178,20 +178,17 @@ class Follower:
         leader = self.leaders.get(target.metric)
         if leader is None:
             return None
-        sidecar = self.keeper.sidecar
-        for entry in () if sidecar is None else sidecar.of(target.metric):
-            if entry.iteration == leader.iteration and not entry.abandoned:
+        for entry in self.keeper.known(target.metric):
+            if entry.iteration == leader.iteration and self.keeper.is_there(entry):
                 return as_best(target, entry, self.storage)
         return Best(target.metric, leader.score, leader.epoch, leader.iteration)
 
     def bests(self) -> dict[str, tuple[Best, ...]]:
         """Return what is kept for each metric by the run's own history, best first."""
         found: dict[str, tuple[Best, ...]] = {}
-        sidecar = self.keeper.sidecar
-        present = set() if sidecar is None else sidecar.files()
         for target in self.targets:
             kept = tuple(
-                as_best(target, entry, self.storage if entry.file in present else None)
+                as_best(target, entry, self.storage if self.keeper.is_there(entry) else None)
                 for entry in self.keeper.live.get(target.metric, ())
             )
             best = self.best(target.metric)

@@ -555,6 +555,7 @@ class EvalHook:
         )  # fmt: skip
         if resume:
             resumed = last.resume()
+            session.go_on()
         else:
             resumed = False
             last.refuse_foreign()

@@ -98,6 +98,18 @@ class Keeper:
             return self._saving.sidecar
         return None if self._files is None else self._files.sidecar
 
+    def known(self, metric: str) -> tuple[Kept, ...]:
+        """Return the files of the run's own history: as accounted for, or as a state has them."""
+        if self.sidecar is None:
+            return self.live.get(metric, ())
+        return tuple(entry for entry in self.sidecar.of(metric) if not entry.abandoned)
+
+    def is_there(self, entry: Kept) -> bool:
+        """Return whether a file is accounted for; between a load and the run, whether it exists."""
+        if self.sidecar is None:
+            return self.storage is not None and self.storage.exists(entry.file)
+        return entry.file in self.sidecar.files()
+
     # -- the folder ---------------------------------------------------------------------------
 
     def begin(self, run_id: str, targets: tuple[Target, ...]) -> None:

@@ -44,7 +44,10 @@ class Background(NamedTuple):
     complete: Callable[[dict[str, Any]], None]
 
 
-PASSES = (Events.EPOCH_STARTED, Events.DATALOADER_STOP_ITERATION)  # Ignite calls iter() next
+# Ignite calls iter() next.
+PASSES = (
+    Events.EPOCH_STARTED, Events.DATALOADER_STOP_ITERATION, Events.TERMINATE_SINGLE_EPOCH,
+)  # fmt: skip
 
 
 class LastCheckpoint:
@@ -119,8 +122,10 @@ class LastCheckpoint:
             if isinstance(item, nn.Module):
                 check_fits(item, checkpoint[name], f"{where}: {name!r}")
         # The hook first: it is the one that may refuse, and then nothing else has changed.
-        names = sorted(self._to_save, key=lambda name: (name != "eval_hook", name != "trainer"))
-        load_objects({name: self._to_save[name] for name in names}, checkpoint, where)
+        names = sorted(self._to_save, key=lambda name: name != "eval_hook")
+        to_load = {name: self._to_save[name] for name in names if name != "trainer"}
+        load_objects(to_load, checkpoint, where)
+        load_trainer(self._trainer, checkpoint["trainer"])
         if "random" in checkpoint:
             self._random.load_state_dict(checkpoint["random"])
         self._loaded_at = self._now()
@@ -222,6 +227,19 @@ class LastCheckpoint:
 
     def _now(self) -> tuple[int, int]:
         return self._trainer.state.iteration, self._version()
+
+
+def load_trainer(trainer: Engine, state: Mapping[str, Any]) -> None:
+    """Load a trainer whose epochs may have had different lengths.
+
+    Ignite reckons the epoch from the last one's, and may refuse what it finds.
+    """
+    length, limit = state.get("epoch_length"), state.get("max_epochs")
+    if length and limit is not None and state.get("iteration", 0) > length * limit:
+        trainer.load_state_dict({**state, "max_epochs": None})
+        trainer.state.max_epochs = limit
+    else:
+        trainer.load_state_dict(state)
 
 
 def check_fits(module: nn.Module, state: Any, where: str) -> None:

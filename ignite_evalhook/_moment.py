@@ -6,7 +6,7 @@ Reads the counters of an engine's ``state`` (any object that has them); changes 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ._schedule import Schedule
@@ -22,11 +22,19 @@ class Position:
         epoch: The epoch under way or just completed, 1-based; 0 is before training.
         iteration: Completed iterations.
         step: What the schedule counts: the epoch or the iteration.
+        into: Completed iterations of the epoch under way; 0 where one is just completed, ``None``
+            where nobody has counted them.
     """
 
     epoch: int
     iteration: int
     step: int
+    into: int | None = field(default=None, compare=False)
+
+    @property
+    def epochs(self) -> int:
+        """How many epochs are completed."""
+        return self.epoch - int(self.into != 0)
 
     def __str__(self) -> str:
         if self.iteration == 0:
@@ -34,7 +42,7 @@ class Position:
         return f"epoch {self.epoch} (iteration {self.iteration})"
 
 
-START = Position(0, 0, 0)
+START = Position(0, 0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -69,47 +77,61 @@ class Timer:
 
 
 def position(
-    state: Any, schedule: Schedule, *, epoch_started: bool = False, iteration_started: bool = False
+    state: Any,
+    schedule: Schedule,
+    *,
+    began: tuple[int, int] | None = None,
+    epoch_started: bool = False,
+    epoch_completed: bool = False,
+    iteration_started: bool = False,
 ) -> Position:
     """Return where training stands.
 
     Args:
         state: The trainer's state.
         schedule: Says what a step is.
+        began: How many epochs and iterations were completed when the present epoch began, if
+            somebody has seen that.  Else epochs are taken to be as long as each other.
         epoch_started: Whether ``EPOCH_STARTED`` is being fired, where Ignite's counter already
             names the epoch to come.
+        epoch_completed: Whether the epoch is completed, whatever its length.
         iteration_started: Whether an iteration is under way, which Ignite's counter includes.
     """
     length, iteration = state.epoch_length, state.iteration - int(iteration_started)
     if iteration == 0:
         return START  # whatever the epoch that has started
-    # After a restart in the middle of an epoch Ignite's counter names the one before.
-    under_way = math.ceil(iteration / length) if length else int(iteration > 0)
-    epoch = max(state.epoch - int(epoch_started), under_way)
-    return Position(epoch, iteration, epoch if schedule.counts_epochs else iteration)
+    into: int | None
+    if began is not None:
+        epoch, into = began[0], iteration - began[1]
+        if into > 0:
+            epoch += 1
+            into = 0 if epoch_completed or into == length else into
+    else:
+        # After a restart in the middle of an epoch Ignite's counter names the one before.
+        under_way = math.ceil(iteration / length) if length else int(iteration > 0)
+        epoch, into = max(state.epoch - int(epoch_started), under_way), None
+        if epoch_completed or (length and iteration == epoch * length):
+            into = 0
+        elif epoch == under_way:
+            into = iteration % length if length else iteration
+    return Position(epoch, iteration, epoch if schedule.counts_epochs else iteration, into)
 
 
-def is_due_here(
-    state: Any, schedule: Schedule, *, epoch_completed: bool = False, epoch_started: bool = False
-) -> bool:
+def is_due_here(at: Position, schedule: Schedule, epoch_length: int | None) -> bool:
     """Return whether an evaluation is due just where training stands.
 
     Args:
-        state: The trainer's state.
+        at: Where it stands.
         schedule: When to evaluate.  One by the clock is never due by position.
-        epoch_completed: Whether ``EPOCH_COMPLETED`` is being fired.
-        epoch_started: Whether ``EPOCH_STARTED`` is, as for :func:`position`.
+        epoch_length: Iterations of an epoch, if that is known.
     """
-    if state.iteration == 0:
+    if at.iteration == 0:
         return schedule.before_training
     if schedule.is_clocked:
         return False
-    length = state.epoch_length
     if not schedule.counts_epochs:
-        return schedule.is_due(state.iteration, length)
-    epoch = state.epoch - int(epoch_started)
-    at_end = epoch_completed or (bool(length) and state.iteration == epoch * length)
-    return at_end and schedule.is_due(epoch)
+        return schedule.is_due(at.iteration, epoch_length)
+    return at.into == 0 and schedule.is_due(at.epoch)
 
 
 def is_due_on_takeover(state: Any, schedule: Schedule) -> bool:

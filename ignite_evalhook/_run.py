@@ -21,12 +21,24 @@ STATE_VERSION = 1
 
 
 class RunState(NamedTuple):
-    """What a checkpoint says of a run: its name, its evaluations, and how far it had come."""
+    """What a checkpoint says of a run: its name, its evaluations, and how far it had come.
+
+    Attributes:
+        id: The run's name.
+        history: Its evaluations.
+        epoch: The epoch under way or just completed, 1-based.
+        iteration: Completed iterations.
+        epochs: Completed epochs.
+        into: Completed iterations of the epoch under way; 0 where it is completed, ``None`` where
+            nobody has counted them, and then ``epochs`` says nothing.
+    """
 
     id: str
     history: History
     epoch: int
     iteration: int
+    epochs: int = 0
+    into: int | None = None
 
     @classmethod
     def read(cls, state: Mapping[str, Any], name: str) -> RunState:
@@ -45,10 +57,14 @@ class RunState(NamedTuple):
         if state["name"] != name:
             raise StateError(f"the state is of the hook {state['name']!r}, this one is {name!r}")
         history = History.from_list(state["history"])
+        epochs, into = state.get("epochs", 0), state.get("into")  # older states have neither
         for key, kind in (("run_id", str), ("epoch", int), ("iteration", int)):
             if not isinstance(state[key], kind):
                 raise ValueError(f"{key} is {state[key]!r}")
-        return cls(state["run_id"], history, state["epoch"], state["iteration"])
+        for key, count in (("epochs", epochs), ("into", 0 if into is None else into)):
+            if type(count) is not int or count < 0:
+                raise ValueError(f"{key} is {count!r}")
+        return cls(state["run_id"], history, state["epoch"], state["iteration"], epochs, into)
 
 
 class Run:
@@ -111,13 +127,17 @@ class Run:
             name: The hook's name.
             at: Where training stands.
         """
-        loaded = 0 if self.loaded is None else self.loaded.iteration
+        here: Any = at
+        if self.loaded is not None and self.loaded.iteration > at.iteration:
+            here = self.loaded  # the trainer is still to be loaded
         return {
             "version": STATE_VERSION,
             "name": name,
             "run_id": self.id,
             "epoch": at.epoch,
-            "iteration": max(at.iteration, self.reaches(), loaded),
+            "iteration": max(here.iteration, self.reaches()),
+            "epochs": here.epochs,
+            "into": here.into,
             "history": self.history.to_list(),
         }
 
@@ -136,9 +156,11 @@ def had_ended(loaded: RunState, trainer_state: Any, *, at_start: bool) -> bool:
     here = trainer_state.iteration
     if here >= loaded.iteration:
         return False
-    total = total_iterations(trainer_state)
-    if at_start and here == 0 and total is not None and loaded.iteration >= total:
-        return True
+    total, epochs = total_iterations(trainer_state), trainer_state.max_epochs
+    if at_start and here == 0:
+        known = loaded.into is not None and epochs is not None
+        if (total is not None and loaded.iteration >= total) or (known and loaded.epochs >= epochs):
+            return True
     raise StateError(
         f"the hook's state is of iteration {loaded.iteration}, but the trainer stands at {here}; "
         "load the trainer's state from the same checkpoint, or call hook.reset() to start counting "
@@ -150,7 +172,10 @@ def put_back(loaded: RunState, trainer_state: Any) -> None:
     """Let the counters of a trainer stand where a run had ended."""
     length = trainer_state.epoch_length
     trainer_state.iteration = loaded.iteration
-    trainer_state.epoch = math.ceil(loaded.iteration / length) if length else loaded.epoch
+    if loaded.into is not None:
+        trainer_state.epoch = loaded.epochs + int(loaded.into > 0)
+    else:
+        trainer_state.epoch = math.ceil(loaded.iteration / length) if length else loaded.epoch
     if trainer_state.max_epochs is not None:
         trainer_state.max_epochs = max(trainer_state.max_epochs, trainer_state.epoch)
 

@@ -93,13 +93,14 @@ class Session:
                 self.last = None
             self._let_go()
             self.run.has_begun = False
-            self._whereabouts.note_epoch_start(None)
+            self._whereabouts.forget()
             self.trainer = None
 
-    def _handlers(self) -> list[tuple[Any, Callable[[Engine], None]]]:
-        handlers: list[tuple[Any, Callable[[Engine], None]]] = [
+    def _handlers(self) -> list[tuple[Any, Callable[..., None]]]:
+        handlers: list[tuple[Any, Callable[..., None]]] = [
             (Events.STARTED, self._on_started),
             (Events.EPOCH_STARTED, self._on_epoch_started),
+            (Events.TERMINATE_SINGLE_EPOCH, self._on_epoch_cut_short),
             (Events.EPOCH_COMPLETED, self._on_epoch_completed),
             (Events.INTERRUPT, self._on_interrupt),
             (Events.TERMINATE, self._on_terminate),
@@ -126,7 +127,6 @@ class Session:
     def _on_started(self, trainer: Engine) -> None:
         if self.trainer is not trainer:  # detached by an earlier handler of this very firing
             return
-        self._whereabouts.note_epoch_start(None)
         with self._whereabouts.handling(Events.STARTED):
             self._begin(at_start=True)
             if self.last is not None:
@@ -135,7 +135,7 @@ class Session:
     def _on_epoch_started(self, trainer: Engine) -> None:
         if self.trainer is not trainer:
             return
-        self._whereabouts.note_epoch_start(trainer.state.iteration)
+        self._whereabouts.note_epoch_started(trainer)
         with self._whereabouts.handling(Events.EPOCH_STARTED):
             self._begin_if_needed()
 
@@ -155,9 +155,14 @@ class Session:
             self._evaluate_here()
         self._lookout.look_ahead(state.iteration, state.epoch_length)
 
+    def _on_epoch_cut_short(self, trainer: Engine, iter_counter: int | None = None) -> None:
+        if self.trainer is trainer:
+            self._whereabouts.note_epoch_ended(trainer)
+
     def _on_epoch_completed(self, trainer: Engine) -> None:
         if self.trainer is not trainer:
             return
+        self._whereabouts.note_epoch_ended(trainer)
         with self._whereabouts.handling(Events.EPOCH_COMPLETED):
             self._begin_if_needed()
             if self._whereabouts.is_due(trainer):
@@ -264,6 +269,12 @@ class Session:
             state.epoch = self.position().epoch  # Ignite loads the one before a part
             trainer.terminate()
 
+    def go_on(self) -> None:
+        """Let the trainer stand in the epoch of the loaded state, if it is loaded as well."""
+        trainer, loaded = self.need_trainer(), self.run.loaded
+        if loaded is not None and loaded.iteration == trainer.state.iteration:
+            self._whereabouts.go_on(trainer, loaded.epochs, loaded.into)
+
     def _take_up(self, *, at_start: bool) -> bool:
         """Compare the hook's run with the trainer's; return whether it had ended."""
         state, run = self.need_trainer().state, self.run
@@ -271,6 +282,9 @@ class Session:
             finished = had_ended(run.loaded, state, at_start=at_start)
             if finished:
                 put_back(run.loaded, state)
+            self.go_on()
+            if finished:
+                state.epoch = self.position().epoch
             return finished
         if at_start and run.has_run and state.iteration == 0:
             self.start_over()

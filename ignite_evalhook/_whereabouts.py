@@ -12,7 +12,7 @@ from typing import Any
 
 from ignite.engine import Engine, Events
 
-from ._engine import is_running
+from ._engine import go_on_with_epoch, is_running, iterations_before_epoch
 from ._moment import Position, is_due_here, position
 from ._schedule import Schedule
 
@@ -32,7 +32,7 @@ class Whereabouts:
     def __init__(self, schedule: Schedule) -> None:
         self.event: Any = None
         self._schedule = schedule
-        self._epoch_start: int | None = None
+        self._began: tuple[int, int] | None = None  # epochs, iterations before the present epoch
 
     @contextmanager
     def handling(self, event: Any) -> Iterator[None]:
@@ -43,36 +43,57 @@ class Whereabouts:
         finally:
             self.event = None
 
-    def note_epoch_start(self, iteration: int | None) -> None:
-        """Remember how many iterations were completed when the epoch started; ``None``: forget."""
-        self._epoch_start = iteration
+    def note_epoch_started(self, trainer: Engine) -> None:
+        """Remember where an epoch has begun; to be called at ``EPOCH_STARTED``."""
+        self._began = trainer.state.epoch - 1, iterations_before_epoch(trainer)
+
+    def note_epoch_ended(self, trainer: Engine) -> None:
+        """Remember that an epoch is over, whatever its length."""
+        self._began = trainer.state.epoch, trainer.state.iteration
+
+    def forget(self) -> None:
+        """Forget what was seen of the trainer."""
+        self._began = None
+
+    def go_on(self, trainer: Engine, epochs: int, into: int | None) -> None:
+        """Let a trainer that was loaded stand in the epoch in which it was saved.
+
+        Ignite reckons the epoch from the iterations, as if all epochs had the same length.
+
+        Args:
+            trainer: The engine, whose iterations are right.
+            epochs: Completed epochs.
+            into: Completed iterations of the next one; ``None``: leave it to Ignite.
+        """
+        starting = trainer.last_event_name is Events.STARTED
+        if into is None or trainer.state.iteration == 0 or (is_running(trainer) and not starting):
+            return
+        trainer.state.epoch = epochs
+        self._began = epochs, trainer.state.iteration - into
+        if starting:
+            go_on_with_epoch(trainer, into)
 
     def position(self, trainer: Engine) -> Position:
         """Return where training stands."""
         # Only while it runs: a run that raised leaves the event behind.
-        in_step = trainer.last_event_name is Events.ITERATION_STARTED and is_running(trainer)
+        running, event = is_running(trainer), trainer.last_event_name
+        cut_short = running and bool(trainer.should_terminate_single_epoch)
         return position(
             trainer.state,
             self._schedule,
-            epoch_started=self._is_ahead(trainer, trainer.state.iteration - int(in_step)),
-            iteration_started=in_step,
+            began=self._began if self._has_seen(trainer) else None,
+            epoch_started=event is Events.EPOCH_STARTED,
+            epoch_completed=event is Events.EPOCH_COMPLETED or cut_short,
+            iteration_started=running and event is Events.ITERATION_STARTED,
         )
 
     def is_due(self, trainer: Engine) -> bool:
         """Return whether an evaluation is due just here."""
-        state, start = trainer.state, self._epoch_start
-        # terminate() in an epoch's last iteration skips EPOCH_COMPLETED.
-        whole = start is not None and state.iteration - start == state.epoch_length
-        return is_due_here(
-            state,
-            self._schedule,
-            epoch_completed=whole or self.event is Events.EPOCH_COMPLETED,
-            epoch_started=self._is_ahead(trainer, state.iteration),
-        )
+        return is_due_here(self.position(trainer), self._schedule, trainer.state.epoch_length)
 
-    def _is_ahead(self, trainer: Engine, iteration: int) -> bool:
-        """Return whether Ignite counts an epoch of which no iteration is completed."""
-        if self.event is Events.EPOCH_COMPLETED:
-            return False
-        at_start = trainer.last_event_name is Events.EPOCH_STARTED
-        return at_start or iteration == self._epoch_start
+    def _has_seen(self, trainer: Engine) -> bool:
+        """Return whether the epoch that was seen to begin is the present one."""
+        state = trainer.state
+        return self._began is not None and (
+            state.epoch - self._began[0] in (0, 1) and state.iteration >= self._began[1]
+        )

@@ -46,7 +46,7 @@ def state(
 
 # --- where training stands ---------------------------------------------------------------
 
-POSITIONS: list[tuple[Any, Schedule, dict[str, bool], Position]] = [
+POSITIONS: list[tuple[Any, Schedule, dict[str, Any], Position]] = [
     (state(0, 0), EPOCHS, {}, START),
     (state(0, 0), ITERATIONS, {}, START),
     # Ignite counts an epoch when it starts; nothing of it is completed then.
@@ -66,6 +66,11 @@ POSITIONS: list[tuple[Any, Schedule, dict[str, bool], Position]] = [
     (state(3, 9), EPOCHS, {"epoch_started": True}, Position(3, 9, 3)),
     # Epochs that terminate_epoch() cut short leave the iterations behind.
     (state(5, 9), EPOCHS, {}, Position(5, 9, 5)),
+    # Somebody has seen where the epoch began: epochs may be of any length.
+    (state(3, 6, 100), EPOCHS, {"began": (2, 6)}, Position(2, 6, 2)),
+    (state(3, 8, 100), EPOCHS, {"began": (2, 6)}, Position(3, 8, 3)),
+    (state(3, 8, 100), ITERATIONS, {"began": (2, 6)}, Position(3, 8, 8)),
+    (state(2, 8, 3), EPOCHS, {"began": (2, 7)}, Position(3, 8, 3)),
     # An iteration that has started is counted by Ignite and not completed.
     (state(1, 1), EPOCHS, {"iteration_started": True}, START),
     (state(1, 1), ITERATIONS, {"iteration_started": True}, START),
@@ -76,7 +81,7 @@ POSITIONS: list[tuple[Any, Schedule, dict[str, bool], Position]] = [
 
 @pytest.mark.parametrize(("at", "schedule", "event", "expected"), POSITIONS)
 def test_training_stands_where_its_completed_iterations_say(
-    at: Any, schedule: Schedule, event: dict[str, bool], expected: Position
+    at: Any, schedule: Schedule, event: dict[str, Any], expected: Position
 ) -> None:
     assert position(at, schedule, **event) == expected
 
@@ -88,7 +93,7 @@ def test_a_position_says_in_words_where_it_is() -> None:
 
 # --- what is due there -------------------------------------------------------------------
 
-DUE: list[tuple[Any, Schedule, dict[str, bool], bool]] = [
+DUE: list[tuple[Any, Schedule, dict[str, Any], bool]] = [
     (state(0, 0), EPOCHS, {}, False),
     (state(0, 0), Schedule(1, start=0), {}, True),
     (state(1, 0), Schedule(1, start=0), {"epoch_started": True}, True),
@@ -107,6 +112,10 @@ DUE: list[tuple[Any, Schedule, dict[str, bool], bool]] = [
     (state(3, 8), Schedule(2), {"epoch_started": True}, True),
     (state(3, 8), Schedule(3), {"epoch_started": True}, False),
     (state(3, 12), Schedule(2), {}, False),
+    (state(3, 8, 100), Schedule(2), {"began": (2, 8)}, True),
+    (state(3, 9, 100), Schedule(3), {"began": (2, 8)}, False),
+    (state(3, 9, 100), Schedule(3), {"began": (2, 8), "epoch_completed": True}, True),
+    (state(3, 11, 3), Schedule(3), {"began": (2, 8)}, True),  # whole
     (state(3, 9), Schedule(3, by_epoch=False), {}, True),
     (state(3, 10), Schedule(3, by_epoch=False), {}, False),
     (state(1, 3), QUARTERS, {}, True),
@@ -120,9 +129,9 @@ DUE: list[tuple[Any, Schedule, dict[str, bool], bool]] = [
 
 @pytest.mark.parametrize(("at", "schedule", "event", "due"), DUE)
 def test_an_evaluation_is_due_where_the_schedule_says(
-    at: Any, schedule: Schedule, event: dict[str, bool], due: bool
+    at: Any, schedule: Schedule, event: dict[str, Any], due: bool
 ) -> None:
-    assert is_due_here(at, schedule, **event) is due
+    assert is_due_here(position(at, schedule, **event), schedule, at.epoch_length) is due
 
 
 TAKEOVERS: list[tuple[Any, Schedule, bool]] = [
@@ -180,10 +189,10 @@ def test_walking_through_a_run_finds_each_due_step_once_it_is_completed(
     length: int, epochs: int, interval: int, start: int | None, by_epoch: bool
 ) -> None:
     schedule = Schedule(interval, start=start, by_epoch=by_epoch)
-    found = [0] if is_due_here(state(0, 0, length, epochs), schedule) else []
+    found = [0] if is_due_here(START, schedule, length) else []
     for iteration in range(1, length * epochs + 1):
         at = state(math.ceil(iteration / length), iteration, length, epochs)
-        if is_due_here(at, schedule):
+        if is_due_here(position(at, schedule), schedule, length):
             found.append(position(at, schedule).step)
     total = epochs if by_epoch else length * epochs
     first = 1 if start is None else start
@@ -214,9 +223,8 @@ def test_a_schedule_is_refused_exactly_if_no_step_of_the_run_is_due(
     if by_epochs:
         run = state(0, 0, length, max_epochs=total)
         total *= length
-    ever = any(
-        is_due_here(state(math.ceil(i / length), i, length), schedule) for i in range(total + 1)
-    )
+    places = [position(state(math.ceil(i / length), i, length), schedule) for i in range(total + 1)]
+    ever = any(is_due_here(at, schedule, length) for at in places)
     if ever:
         check_ever_due(run, schedule, at_end=False)
     else:

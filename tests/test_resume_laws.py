@@ -25,6 +25,7 @@ FINE = {
     "own checkpoint after": Setup("after", seeded="epoch"),
     "own checkpoint by iteration": Setup("iteration before", seeded="iteration", epochs=2),
     "iterations": Setup("iteration before", hook=BY_ITERATION, seeded="iteration", epochs=2),
+    "epochs cut short": Setup(cut_at=(1, 4), epochs=4),
     "early stopping": Setup("before", seeded="epoch", patience=1, epochs=4),
     "early stopping, keep_last": Setup(patience=1, epochs=4),
 }
@@ -45,6 +46,19 @@ COARSE = {
     "keep_last, dynamic": Setup(hook={"interval": 2, "dynamic_intervals": [(3, 1)]}, epochs=4),
     "keep_last, top 2 of two metrics, stable names": Setup(
         hook={**TWO, "n_saved": 2, "alias": "copy"}
+    ),
+    "epochs cut short, own checkpoint before": Setup(
+        "before", seeded="iteration", epochs=4, cut_at=(1, 4), hook={"interval": 2, "at_end": True}
+    ),
+    "epochs cut short, by iteration": Setup(
+        "iteration after", seeded="iteration", epochs=4, cut_at=(1, 4), patience=2
+    ),
+    "epochs cut short, two thirds of an epoch": Setup(
+        hook={"interval": Fraction(2, 3)},
+        seeded="iteration",
+        epochs=4,
+        cut_at=(1, 4),
+        second=SECOND,
     ),
     "keep_last, two hooks": Setup(second=SECOND),
     "keep_last, auto": Setup(hook={"save_best": "auto", "rule": "less"}, epochs=2),

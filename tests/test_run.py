@@ -137,6 +137,8 @@ def test_a_state_comes_back() -> None:
         ({"run_id": 3}, ValueError, "run_id is 3"),
         ({"epoch": "2"}, ValueError, "epoch is '2'"),
         ({"iteration": None}, ValueError, "iteration is None"),
+        ({"epochs": -1}, ValueError, "epochs is -1"),
+        ({"into": "2"}, ValueError, "into is '2'"),
     ],
 )
 def test_a_state_of_something_else_is_refused(

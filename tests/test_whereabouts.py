@@ -21,7 +21,7 @@ def seen_from(event: Any, schedule: Schedule) -> list[tuple[Position, bool]]:
 
     @trainer.on(Events.EPOCH_STARTED)
     def note(engine: Engine) -> None:
-        whereabouts.note_epoch_start(engine.state.iteration)
+        whereabouts.note_epoch_started(engine)
 
     @trainer.on(event)
     def look(engine: Engine) -> None:
@@ -78,8 +78,13 @@ def test_an_epoch_is_completed_by_its_length_also_off_the_grid(
 ) -> None:
     whereabouts = Whereabouts(EPOCHS)
     trainer = Engine(lambda engine, batch: None)
-    trainer.state.epoch, trainer.state.iteration, trainer.state.epoch_length = 1, 5, 3
-    whereabouts.note_epoch_start(start)  # terminate() in the last iteration: no EPOCH_COMPLETED
+    state = trainer.state
+    if start is not None:
+        state.epoch, state.iteration = 1, start
+        trainer._init_iter = 0
+        whereabouts.note_epoch_started(trainer)
+    state.epoch, state.iteration, state.epoch_length = 1, 5, 3
+    # terminate() in the last iteration: no EPOCH_COMPLETED
     assert whereabouts.is_due(trainer) is due
 
 

@@ -57,6 +57,7 @@ class Setup:
         scores: What is evaluated, by completed iterations.
         generator: Whether the training loader has a generator of its own.
         seed: Of the process.
+        cut_at: Iterations in which training ends its epoch by ``terminate_epoch()``.
     """
 
     saves: str = "last"
@@ -70,6 +71,7 @@ class Setup:
     scores: Sequence[float] = SCORES
     generator: bool = False
     seed: int = 7
+    cut_at: Sequence[int] = ()
 
 
 class Run:
@@ -173,6 +175,8 @@ class Run:
             self.model.weight.grad = error.T @ x / len(x)
             self.model.bias.grad = error.mean(0)
             self.optimizer.step()
+        if engine.state.iteration in self.setup.cut_at:
+            engine.terminate_epoch()
 
     def _seed(self, engine: Engine) -> None:
         torch.manual_seed(engine.state.epoch)
