@@ -9,7 +9,6 @@ import enum
 import gc
 import io
 import pathlib
-import pickle
 import struct
 from collections import OrderedDict, defaultdict, deque, namedtuple
 from collections.abc import Callable, Iterator
@@ -112,8 +111,8 @@ def round_trip(value: Any) -> Any:
 
 @contextmanager
 def small_limits() -> Iterator[None]:
-    """Let a few numbers be much, so that every way of laying them out is gone."""
-    with mock.patch.multiple(_packing, _ALONE=64, _RUN=128, _IN_BAND=64):
+    """Let every tensor and array go beside the pickle."""
+    with mock.patch.object(_packing, "_IN_BAND", 1):
         yield
 
 
@@ -252,7 +251,8 @@ def test_a_sparse_tensor_with_a_gradient_comes_back_without() -> None:
 
 def test_the_same_tensor_twice_is_sent_once_and_is_one_object_again() -> None:
     tensor = torch.rand(100)
-    packed = pack([tensor, {"again": tensor}])
+    with small_limits():
+        packed = pack([tensor, {"again": tensor}])
     assert packed.size == 400
     first, second = unpack(packed.head, packed.payload())
     assert second["again"] is first
@@ -348,7 +348,7 @@ def test_whatever_is_packed_is_unpacked_and_fills_the_payload(value: Any, small:
     assert same(back, value)
     for tensor in tensors_in(back):
         if tensor.numel():
-            assert inside(tensor, payload)
+            assert inside(tensor, payload) is small
             assert tensor.data_ptr() % tensor.dtype.itemsize == 0
 
 
@@ -374,13 +374,14 @@ def inside(tensor: Tensor, payload: Tensor) -> bool:
 
 def test_pieces_begin_at_multiples_of_16_bytes() -> None:
     value = [torch.ones(n, dtype=d) for n in (1, 5, 70_001) for d in (torch.bool, torch.complex128)]
-    packed = pack([*value, np.ones(5001, dtype=np.int8)])
+    with small_limits():
+        packed = pack([*value, np.ones(5001, dtype=np.int8)])
     position, begins = 0, []
     for piece in packed.pieces:
         if piece.any():  # no padding
             begins.append(position)
         position += len(piece)
-    assert len(begins) == 5
+    assert len(begins) == 7
     assert all(begin % 16 == 0 for begin in begins)
     assert packed.size % 16 == 0
 
@@ -392,24 +393,6 @@ def test_large_tensors_and_arrays_are_sent_from_where_they_lie() -> None:
     found = {piece.data_ptr() for piece in packed.pieces}
     assert found >= {tensor.data_ptr() for tensor in large}
     assert array.ctypes.data in found
-
-
-def test_many_small_tensors_are_few_pieces() -> None:
-    value = [{"a": torch.rand(n % 5, 4), "b": T(n), "c": torch.rand(n % 3)} for n in range(1000)]
-    assert len(list(pack(value).pieces)) <= 6
-
-
-def test_small_tensors_of_many_shapes_are_few_pieces_too() -> None:
-    value = [torch.rand(2, n, n + 1) for n in range(30)] + [torch.ones(n, n).long() for n in (1, 2)]
-    assert len(list(pack(value).pieces)) <= 4
-
-
-def test_no_more_is_joined_than_there_is_room_for() -> None:
-    value = [torch.rand(n % 3, 4) for n in range(100)] + [torch.rand(n, n) for n in range(4)]
-    with small_limits():
-        sizes = [len(piece) for piece in pack(value).pieces]
-    assert max(sizes) == 128
-    assert len(sizes) < 30
 
 
 def test_pieces_can_be_asked_for_again() -> None:
@@ -424,7 +407,8 @@ def test_a_value_without_tensors_has_no_payload() -> None:
 
 
 def test_what_comes_back_can_be_written_to_and_is_the_payload_itself() -> None:
-    packed = pack([torch.zeros(2), torch.zeros(3), np.zeros(1000)])
+    with small_limits():
+        packed = pack([torch.zeros(2), torch.zeros(3), np.zeros(1000)])
     payload = packed.payload()
     first, _, array = unpack(packed.head, payload)
     first += 1
@@ -476,22 +460,17 @@ PAYLOADS: list[tuple[Callable[[Tensor], Tensor], str]] = [
 def test_a_payload_of_another_kind_is_an_error(
     spoil: Callable[[Tensor], Tensor], words: str
 ) -> None:
-    packed = pack([torch.ones(3), torch.ones(2, dtype=torch.float64)])
+    with small_limits():
+        packed = pack([torch.ones(3), torch.ones(2, dtype=torch.float64)])
     with pytest.raises(ValueError, match=words):
         unpack(packed.head, spoil(packed.payload()))
 
 
 def test_a_part_of_what_was_received_will_do_if_it_is_aligned() -> None:
-    packed = pack([torch.ones(3), torch.ones(2, dtype=torch.float64)])
+    with small_limits():
+        packed = pack([torch.ones(3), torch.ones(2, dtype=torch.float64)])
     received = torch.cat([packed.payload(), packed.payload()])
     assert same(unpack(packed.head, received[32:]), round_trip(unpack(packed.head, received[32:])))
-
-
-def test_the_structure_cannot_be_read_without_the_payload() -> None:
-    file = io.BytesIO(pack(torch.ones(3)).head)
-    pickle.load(file)  # the plan
-    with pytest.raises(pickle.UnpicklingError, match=r"read by unpack\(\) alone"):
-        pickle.load(file)
 
 
 # -- what cannot be sent --------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import torch
 
 from helpers.ranks import Outcome, die, on_ranks
 from ignite_evalhook import EvaluationError, shard_batches
-from ignite_evalhook._packing import _Block
+from ignite_evalhook._packing import Packed
 from ignite_evalhook._team import Team
 
 
@@ -189,24 +189,25 @@ def break_messages(rank: int) -> dict[str, Any]:
     """Send what breaks on its way, in a first, a middle and a last meeting; go on each time."""
     team = Team.current()
     seen: dict[str, Any] = {}
-    real_empty, real_piece = torch.empty, _Block.piece
+    real_empty, real_pieces = torch.empty, Packed.pieces
 
     def too_little_memory(*size: Any, **options: Any) -> Any:
         if size == (BIG,):
             raise RuntimeError("there is no memory for this")
         return real_empty(*size, **options)
 
-    def broken_device(block: Any) -> Any:
-        if block.size == BIG // 2:
-            raise RuntimeError("the device is lost")
-        return real_piece(block)
+    def breaking(packed: Packed) -> Any:
+        for piece in real_pieces.fget(packed):  # type: ignore[attr-defined]
+            if len(piece) == BIG // 2:
+                raise RuntimeError("it broke on the way")
+            yield piece
 
     big = [torch.zeros(BIG // 4, dtype=torch.uint8), torch.zeros(BIG // 2, dtype=torch.uint8)]
     big.append(torch.zeros(BIG // 4, dtype=torch.uint8))
 
     def case(name: str, payload: Any, decide: Any, *, last: bool, broken: str = "") -> None:
         if broken == "sending":
-            _Block.piece = broken_device  # type: ignore[method-assign]
+            Packed.pieces = property(breaking)  # type: ignore[method-assign,assignment]
         if broken == "receiving":
             torch.empty = too_little_memory
         try:
@@ -218,7 +219,7 @@ def break_messages(rank: int) -> dict[str, Any]:
         except (EvaluationError, LookupError, RuntimeError) as error:
             seen[name] = f"{type(error).__name__}: {error}".splitlines()[0]
         finally:
-            _Block.piece = real_piece  # type: ignore[method-assign]
+            Packed.pieces = real_pieces  # type: ignore[method-assign]
             torch.empty = real_empty
         assert team.tell(lambda: name) == name
 
@@ -241,9 +242,9 @@ def test_what_breaks_on_its_way_is_told_and_no_message_is_left_over() -> None:
         "said 1, at last": "EvaluationError: rank 0 failed: LookupError: cannot be opened here",
         "told 1": "EvaluationError: rank 1 failed: LookupError: cannot be opened here",
         "told 0": "EvaluationError: rank 0 failed: TypeError: cannot be sent to other processes",
-        "big from 1": "EvaluationError: rank 1 failed: RuntimeError: the device is lost",
+        "big from 1": "EvaluationError: rank 1 failed: RuntimeError: it broke on the way",
         "big to 0": "EvaluationError: rank 0 failed: RuntimeError: there is no memory for this",
-        "big from 0": "EvaluationError: rank 0 failed: RuntimeError: the device is lost",
+        "big from 0": "EvaluationError: rank 0 failed: RuntimeError: it broke on the way",
         "big to 1": "EvaluationError: rank 1 failed: RuntimeError: there is no memory for this",
         "big": "went on",
     }
