@@ -7,7 +7,6 @@ knows why it runs nor what follows from the result.
 from __future__ import annotations
 
 import inspect
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -15,7 +14,6 @@ from dataclasses import dataclass
 from os import PathLike
 from typing import Any
 
-import torch
 from ignite.engine import Engine
 from torch import nn
 
@@ -24,6 +22,7 @@ from ._collect import Carrier, open_carrier
 from ._engine import grad_mode, run_pass, tell_data
 from ._loading import plan_batches
 from ._log import logger
+from ._metric_values import to_compare, to_record, to_state
 from ._quiet import quiet
 from ._results import PreEval, ResultCollector
 from ._sharding import Turn
@@ -162,14 +161,14 @@ class Evaluation:
                     if computed is None and collector is not None and compute is not None:
                         computed = self._call(compute, self._given(collector))
                     names = self._add_computed(metrics, computed or {})
-                    self._finish(metrics)
-                    return dict(metrics), None if judge is None else judge(metrics, names)
+                    values, plain = self._completed(metrics)
+                    return values, None if judge is None else judge(plain, names)
 
-            own = {} if team.alone else {n: repr(to_number(v)) for n, v in metrics.items()}
+            own = {} if team.alone else {n: to_compare(v) for n, v in metrics.items()}
             told, verdict = section.meet("metrics", own, finish)
             metrics.clear()
             metrics.update(told)
-            outcome.update(told)
+            outcome.update({name: to_record(value) for name, value in told.items()})
             if adopt is not None:
                 adopt(outcome, verdict)
 
@@ -194,14 +193,16 @@ class Evaluation:
             samples = None
         return Outcome(outcome, samples, seconds, verdict)
 
-    def _finish(self, metrics: dict[str, Any]) -> None:
-        """Make metrics plain, and add those derived from them."""
-        for name in list(metrics):
-            metrics[name] = to_number(metrics[name])
+    def _completed(self, metrics: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return metrics, and those derived from them: for handlers, and plain."""
+        values = {name: to_state(value) for name, value in metrics.items()}
+        plain = {name: to_record(value) for name, value in values.items()}
         for name, function in self.derive.items():
-            if name in metrics:
+            if name in plain:
                 raise EvaluationError(f"derive={name!r} would overwrite a metric of that name")
-            metrics[name] = to_number(function(metrics))
+            values[name] = to_state(function(plain))
+            plain[name] = to_record(values[name])
+        return values, plain
 
     def _methods(self, dataloader: Any) -> tuple[ComputeMetrics | None, PreEval | None]:
         """Return ``compute_metrics`` and ``pre_eval`` for the data evaluated on.
@@ -292,27 +293,3 @@ def parameters_of(function: Callable[..., Any]) -> tuple[set[str], bool]:
         return set(), True
     named = {p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
     return named, any(p.kind is p.VAR_KEYWORD for p in parameters)
-
-
-def to_number(value: Any) -> Any:
-    """Return a metric's value as plain Python: a float, a string, nested lists.
-
-    0-d tensors and NumPy scalars become floats, tensors and arrays nested lists; mappings and
-    sequences are converted inside; anything else becomes its ``repr``.
-    """
-    if value is None or isinstance(value, str):
-        return value
-    if isinstance(value, (bool, int, float)):
-        return float(value)
-    if isinstance(value, torch.Tensor):
-        value = value.detach().cpu().tolist()
-        return to_number(value) if not isinstance(value, list) else value
-    numpy = sys.modules.get("numpy")
-    if numpy is not None and isinstance(value, (numpy.ndarray, numpy.generic)):
-        value = value.tolist()
-        return value if isinstance(value, list) else to_number(value)
-    if isinstance(value, Mapping):
-        return {str(key): to_number(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [to_number(item) for item in value]
-    return repr(value)

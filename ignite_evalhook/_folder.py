@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +15,7 @@ from ._lock import FolderLock
 from ._log import logger
 from ._sidecar import Sidecar, is_foreign
 from ._storage import Storage
+from ._strict_json import dumps
 from ._writer import wait_for_writers
 from .exceptions import CheckpointError, StateError
 
@@ -190,5 +190,5 @@ def _fuller(row: dict[str, Any] | None, record: EvalRecord) -> EvalRecord:
     except ValueError:
         return record
     # As text, since NaN equals itself there.  A row that differs is of an abandoned stretch.
-    said = {json.dumps(item.to_dict(scalars_only=True)) for item in (on_disk, record)}
+    said = {dumps(item.to_dict(scalars_only=True)) for item in (on_disk, record)}
     return on_disk if len(said) == 1 else record

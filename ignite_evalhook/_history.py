@@ -16,6 +16,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, overload
 
+from ._strict_json import dumps, nan_for_null
+
 __all__ = ["EvalRecord", "History"]
 
 _FIELDS = ("epoch", "iteration", "metrics", "best_of", "is_best", "samples", "seconds")
@@ -38,7 +40,8 @@ class EvalRecord:
         epoch: Epoch of the trainer, 1-based; 0 is before training.  In the middle of an epoch
             it is the epoch under way, as in ``trainer.state.epoch``.
         iteration: Iterations that the trainer had completed; 0 is before training.
-        metrics: Name to value: floats, strings as they were, arrays as nested lists.
+        metrics: Name to value: floats, strings as they were, arrays as nested lists; what is none
+            of these, ``None`` too, as text.
         best_of: Names of the followed metrics of which this record became the best.
         is_best: Whether ``best_of`` names any metric.
         samples: Samples that were evaluated; ``None`` if the evaluation cannot tell.
@@ -75,7 +78,7 @@ class EvalRecord:
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> EvalRecord:
-        """Rebuild a record from :meth:`to_dict`.
+        """Rebuild a record from :meth:`to_dict`, or from its line; a metric ``None`` is NaN.
 
         Raises:
             ValueError: If a field is missing or of the wrong kind.
@@ -87,16 +90,16 @@ class EvalRecord:
             if not isinstance(state[name], kind):
                 raise ValueError(f"{name} of a record is {state[name]!r}")
         fields = {name: state[name] for name in _FIELDS}
-        fields["metrics"] = dict(fields["metrics"])
+        fields["metrics"] = nan_for_null(fields["metrics"])
         fields["best_of"] = tuple(fields["best_of"])
         return cls(**fields)
 
     def to_json(self, **extra: Any) -> str:
         """Return the record as one line of JSON, without a line break.
 
-        NaN and infinity are written as Python's :mod:`json` does (``NaN``, ``Infinity``).
+        It is JSON that every reader takes: NaN is ``null``, infinity ``1e999``.
         """
-        return json.dumps({**self.to_dict(), **extra}, ensure_ascii=False)
+        return dumps({**self.to_dict(), **extra})
 
 
 class History(Sequence[EvalRecord]):

@@ -18,10 +18,11 @@ from ._engine import (
     own_preparation,
     probe,
 )
-from ._evaluation import Evaluation, to_number
+from ._evaluation import Evaluation
 from ._follower import Follower
 from ._loading import plan_batches
 from ._log import add_note, logger
+from ._metric_values import to_record
 from ._plain import to_plain
 from ._scores import missing_words
 from ._sharding import Turn
@@ -147,5 +148,5 @@ def _try_batch(
         if name not in names and not unsure:
             raise ValueError(missing_words(name, names))
     if auto and not unsure:
-        numbers = {name: to_number(value) for name, value in found.items()}
+        numbers = {name: to_record(value) for name, value in found.items()}
         follower.followed.would_choose(numbers, found)  # raises where it cannot tell the rule

@@ -19,6 +19,7 @@ from typing import Any
 from ._best import Target, as_score
 from ._file_names import checked
 from ._rules import Rule
+from ._strict_json import dumps
 
 __all__: list[str] = []
 
@@ -147,7 +148,7 @@ class Sidecar:
             }
             for target in self.targets
         }
-        return json.dumps(document, ensure_ascii=False, indent=2) + "\n"
+        return dumps(document, indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Sidecar:

@@ -126,7 +126,7 @@ def test_a_derived_metric_may_be_the_score(tmp_path: Path) -> None:
         (torch.tensor([1.0, 2.0]), [1.0, 2.0]),
         (0, 0.0),
         ("text", "text"),
-        (None, None),
+        (None, "None"),
     ],
 )
 def test_derived_values_end_as_plain_ones(value: Any, recorded: Any) -> None:

@@ -456,7 +456,7 @@ def test_an_empty_compute_metrics_is_an_empty_result_beside_other_metrics() -> N
         ({"acc": [0.5, 0.6]}, r"'acc' is no number: \[0.5, 0.6\]"),
         ({"acc": np.array([0.5, 0.6])}, "'acc' is no number"),
         ({"acc": torch.ones(2)}, "'acc' is no number"),
-        ({"acc": None}, "'acc' is no number: None"),
+        ({"acc": None}, "'acc' is no number: 'None'"),
         ({"acc": {"a": 0.5}}, "'acc' is no number"),
     ],
 )  # fmt: skip
