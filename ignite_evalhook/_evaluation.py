@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any
@@ -20,6 +20,7 @@ from torch import nn
 from ._buffers import get_ready, without_ddp_broadcast
 from ._collect import Carrier, open_carrier
 from ._engine import grad_mode, run_pass, tell_data
+from ._eval_mode import EvalMode
 from ._loading import plan_batches
 from ._log import logger
 from ._metric_values import to_compare, to_record, to_state
@@ -84,8 +85,10 @@ class Evaluation:
     @contextmanager
     def session(
         self, dataloader: Iterable[Any] | None, section: Section, place: Any = None
-    ) -> Iterator[None]:
+    ) -> Iterator[EvalMode]:
         """Keep training as it stands while the body evaluates and saves.
+
+        The body gets the eval mode, which has to be left before a state is saved.
 
         Args:
             dataloader: What is evaluated.
@@ -95,14 +98,17 @@ class Evaluation:
         Raises:
             EvaluationError: On every rank, if one has failed or stands elsewhere.
         """
-        context = nullcontext if self.context is None else self.context
         raised: BaseException | None = None
         if dataloader is not None:
             tell_data(self.evaluator, dataloader)
-        with quiet(self.modules, dataloader), without_ddp_broadcast(), context():
+        with ExitStack() as stack:
+            mode = stack.enter_context(quiet(self.modules, dataloader))
+            stack.enter_context(without_ddp_broadcast())
+            if self.context is not None:
+                stack.enter_context(mode.inside(self.context))
             try:
                 get_ready(section, self.modules, self.sync_buffers, place)
-                yield
+                yield mode
             except BaseException as error:
                 raised = error
                 raise

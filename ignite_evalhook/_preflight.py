@@ -10,6 +10,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from torch.nn.parameter import is_lazy
+
+from ._attributes import has_lazy_tensors
 from ._engine import (
     attached_metrics,
     check_metrics,
@@ -50,7 +53,9 @@ def check_saving(storage: Storage | None, states: Mapping[str, Any]) -> None:
     if storage is not None:
         storage.check_writable()
     for name, state in states.items():
-        to_plain(state, f"to_save[{name!r}]")
+        # What a lazy module will hold is not known before its first batch.
+        if not (isinstance(state, Mapping) and any(map(is_lazy, state.values()))):
+            to_plain(state, f"to_save[{name!r}]")
 
 
 def check_evaluation(
@@ -62,7 +67,8 @@ def check_evaluation(
 ) -> None:
     """Evaluate one batch of each rank's own, and check that the followed metrics will be there.
 
-    An evaluator that prepares itself in handlers of its own is left out, since none is called.
+    An evaluator that prepares itself in handlers of its own is left out, since none is called; so
+    is a model with lazy modules, which are for the first batch of training.
 
     Args:
         evaluation: How the hook evaluates.
@@ -86,6 +92,12 @@ def check_evaluation(
         logger.info(
             "%s: no trial batch before training, since the evaluator prepares itself: %s",
             follower.name, preparation,
+        )  # fmt: skip
+        return
+    if has_lazy_tensors(evaluation.modules):
+        logger.info(
+            "%s: no trial batch before training, since the model has lazy modules, which take "
+            "their shapes from training's first batch", follower.name,
         )  # fmt: skip
         return
     with _noted(follower.name):

@@ -128,10 +128,11 @@ class Recorder:
         self._speaker.fire(trainer, EvalEvents.EVAL_STARTED, None, len(run.history) + 1)
         place = [at.iteration, run.id, len(run.history), follower.scores(),
                  self._watchers.counters()]  # fmt: skip
-        with plan.evaluation.session(data, section, place):
+        with plan.evaluation.session(data, section, place) as eval_mode:
             outcome = plan.evaluation.run(
                 data, trainer, section=section, judge=self._judge, adopt=self._adopt
             )
+            eval_mode.leave()  # a state is one of training mode, still inside the context
             failed = self._save(trainer, outcome.verdict, section)
 
         def write_down(said: Sequence[Any]) -> tuple[Any, ...]:
