@@ -18,6 +18,7 @@ from ._rules import Rule
 __all__ = ["Best"]
 
 KEEP_ALL = 10**9  # files
+PART = 48  # bytes of a file's name for each of its two free parts
 Compare = Callable[[float, float], bool]
 RULE_MAP: Mapping[str, Compare] = {"greater": lambda x, y: x > y, "less": lambda x, y: x < y}
 INIT_VALUE_MAP: Mapping[str, float] = {"greater": -math.inf, "less": math.inf}
@@ -85,16 +86,21 @@ def describe_distance(target: Target, score: float, best: float | None) -> str:
     return f"best {target.metric} is {best:.6g} ({abs(score - best):.3g} away)"
 
 
-def legal(name: str) -> str:
+def legal(name: str, most: int = 100) -> str:
     """Return a metric's name as a part of a file name that every system accepts.
 
     ``coco/bbox_mAP`` becomes ``coco_bbox_mAP`` and ``Mean PCK`` becomes ``Mean_PCK``.
+
+    Args:
+        name: The name.
+        most: Bytes that it may take.
     """
     safe = re.sub(r"[^\w.@+-]", "_", name)
     if safe.strip("._") == "":
         safe = f"metric_{zlib.crc32(name.encode()):08x}"
-    if len(safe.encode()) > 100:  # most systems stop at 255 bytes for the whole name
-        safe = f"{safe.encode()[:80].decode(errors='ignore')}_{zlib.crc32(name.encode()):08x}"
+    if len(safe.encode()) > most:  # most systems stop at 255 bytes for the whole name
+        part = safe.encode()[: most - 20].decode(errors="ignore")
+        safe = f"{part}_{zlib.crc32(name.encode()):08x}"
     return safe
 
 
@@ -102,7 +108,7 @@ def legal_names(names: Iterable[str]) -> dict[str, str]:
     """Return a legal name for each metric, so that no two of them meet (ignoring case)."""
     taken: dict[str, str] = {}
     for name in names:
-        safe = legal(name)
+        safe = legal(name, PART)
         if safe.lower() in {other.lower() for other in taken.values()}:
             safe = f"{safe}_{zlib.crc32(name.encode()):08x}"
         taken[name] = safe

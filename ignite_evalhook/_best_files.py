@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -18,6 +18,7 @@ import torch
 from ignite.handlers.checkpoint import BaseSaveHandler
 
 from ._best import Best, Target, legal, legal_names
+from ._file_names import spellings
 from ._leftovers import Leftovers
 from ._log import logger
 from ._plain import to_plain
@@ -167,6 +168,18 @@ class BestFiles:
         first = self.sidecar.targets[0].metric
         part = "" if metric == first else f"_{self.legal_name(metric)}"
         return f"best{suffix(self.sidecar.name)}{part}.pt"
+
+    def free(self, name: str) -> str:
+        """Return a name for a new file: another spelling of ``name`` if that is another hook's."""
+        if self.storage is None:
+            return name
+        others: set[str] = set()
+        for file in self.storage.list():
+            if file.startswith("best") and file.endswith(".json") and file != self.sidecar_name:
+                with suppress(ValueError):  # damaged, or somebody else's
+                    others |= Sidecar.from_json(self.storage.read_text(file) or "").files()
+        taken = {file.lower() for file in others}  # some systems take no notice of case
+        return next(name for name in spellings(name) if name.lower() not in taken)
 
     def commit(self, target: Target, entry: Kept, dropped: list[str]) -> set[str]:
         """Account for a file that has just been made durable.

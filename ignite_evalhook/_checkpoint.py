@@ -17,16 +17,18 @@ from typing import Any, NoReturn
 
 from ignite.engine import Engine
 from ignite.handlers import Checkpoint
-from ignite.handlers.checkpoint import BaseSaveHandler
+from ignite.handlers.checkpoint import BaseSaveHandler, DiskSaver
 
-from ._best import KEEP_ALL, Target
+from ._best import KEEP_ALL, PART, Target, legal
 from ._best_files import BestFiles, DeferredSaver, owner_of, suffix
+from ._file_names import check_length, checked
 from ._log import logger
 from ._moment import Position
 from ._rules import Rule, infer_rule
 from ._sidecar import Kept, Sidecar
 from ._snapshot import Snapshots
 from ._storage import Storage, open_storage
+from ._whole_state import entries_of, has_state
 from ._writer import Writer
 from .exceptions import CheckpointError
 
@@ -93,8 +95,9 @@ class BestCheckpoint(Checkpoint):
         if rule is not None and score_name is None:
             raise ValueError("rule= belongs to score_name=; a hook has a rule= of its own")
         check_n_saved(n_saved)
-        check_pattern(filename_pattern)
+        check_to_save(to_save, "to_save")
         where = out_dir if isinstance(out_dir, BaseSaveHandler) else open_storage(out_dir)
+        check_pattern(filename_pattern, where)
         self.saver = DeferredSaver(where)
         self.async_save = async_save
         self._snapshots = Snapshots() if async_save else None
@@ -168,6 +171,7 @@ class BestCheckpoint(Checkpoint):
         self.filename_prefix = f"best{suffix(files.sidecar.name)}"
         self.n_saved = None if target.n_saved >= KEEP_ALL else target.n_saved
         self._position = position
+        check_length(self._filename(-1.23457e-100, 10**9), owner_of(files.sidecar.name))
 
     def for_another(self) -> BestCheckpoint:
         """Return an unbound checkpoint with the same settings, for another metric."""
@@ -259,8 +263,8 @@ class BestCheckpoint(Checkpoint):
         if not self.target.is_better(score, None):
             return
         position = self._position(engine)
-        filename = self._filename(score, position.step)
         files, pattern, event_name = self.files, self.filename_pattern, engine.last_event_name
+        filename = files.free(self._filename(score, position.step))
         self.filename_pattern = filename.replace("{", "{{").replace("}", "}}")
         self.saver.begin()
         self.saver.before_writing = files.unseal
@@ -378,9 +382,10 @@ class BestCheckpoint(Checkpoint):
             storage.move(name, f"earlier/{found.run_id}/{name}")
 
     def _filename(self, score: float, step: int) -> str:
+        alone = list(self.to_save)
         fields = {
             "filename_prefix": self.filename_prefix,
-            "name": next(iter(self.to_save)) if len(self.to_save) == 1 else "checkpoint",
+            "name": legal(alone[0], PART) if len(alone) == 1 else "checkpoint",
             "global_step": step,
             "score_name": self.score_name,
             "score": f"{score:.6g}",
@@ -425,11 +430,48 @@ def check_n_saved(n_saved: object) -> None:
     raise ValueError(f"n_saved must be a positive integer or None (keep all), got {n_saved!r}")
 
 
+def check_to_save(to_save: object, where: str) -> None:
+    """Refuse what is no mapping of names to objects with a state.
+
+    An object may be a mapping or a list of such, as for Ignite's ``Checkpoint``.
+
+    Args:
+        to_save: What a user gave.
+        where: Its name, for the error.
+
+    Raises:
+        TypeError: Naming the entry.
+    """
+    if not isinstance(to_save, Mapping) or not to_save:
+        raise TypeError(f"{where} must be a mapping name -> object, got {to_save!r}")
+    for name, item in to_save.items():
+        if not isinstance(name, str) or not name:
+            raise TypeError(f"{where} must have strings as names, got {name!r}")
+        _check_has_state(item, f"{where}[{name!r}]")
+
+
+def _check_has_state(item: object, where: str) -> None:
+    if has_state(item):
+        return
+    inner = entries_of(item)
+    if not inner:
+        what = f"the class {item.__name__}" if isinstance(item, type) else f"{item!r:.80}"
+        raise TypeError(f"{where} must be an object with a state_dict(), got {what}")
+    for key, value in inner:
+        _check_has_state(value, f"{where}[{key!r}]")
+
+
 PATTERN_FIELDS = ("filename_prefix", "name", "global_step", "score_name", "score", "ext")
 
 
-def check_pattern(pattern: str | None) -> None:
-    """Refuse a pattern of file names that cannot be filled in, or does not tell steps apart.
+def check_pattern(pattern: str | None, where: object) -> None:
+    """Refuse a pattern of file names that cannot be filled in, or would not do.
+
+    It has to tell steps apart, and to stay within the folder.
+
+    Args:
+        pattern: The pattern.
+        where: Where the files go.
 
     Raises:
         ValueError: With words.
@@ -448,4 +490,14 @@ def check_pattern(pattern: str | None) -> None:
         raise ValueError(
             f"filename_pattern={pattern!r} needs {{global_step}}, so that a new file never "
             "replaces the old best; alias='copy' keeps a stable name best.pt"
+        )
+    name = names.pop()
+    try:
+        check_length(checked(name), "")
+    except ValueError as error:
+        raise ValueError(f"filename_pattern={pattern!r}: {error}") from error
+    if isinstance(where, DiskSaver) and not (where.dirname / name).parent.is_dir():
+        raise ValueError(
+            f"filename_pattern={pattern!r} names a folder in {where.dirname} that is not there, "
+            "and a DiskSaver makes none; make it, or pass the folder itself as out_dir"
         )

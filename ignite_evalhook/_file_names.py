@@ -8,23 +8,39 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from pathlib import PurePath, PurePosixPath
+from pathlib import PurePosixPath, PureWindowsPath
 
 __all__: list[str] = []
 
+_MOST_BYTES = 255  # of a name, on most systems
 _TEMPORARY = re.compile(r"\..+?(~(?P<owner>[^~]*))?\.[0-9a-f]{8}\.tmp")
 
 
 def checked(name: str) -> str:
-    """Return ``name`` if it stays within the folder.
+    """Return ``name`` if it stays within the folder, on any system.
 
     Raises:
         ValueError: If it is empty, absolute, or leads upwards.
     """
-    path = PurePath(name)
-    if not path.name or path.is_absolute() or path.drive or ".." in path.parts or "\0" in name:
-        raise ValueError(f"a file's name must stay within the folder, got {name!r}")
+    for path in (PurePosixPath(name), PureWindowsPath(name)):
+        if not path.name or path.anchor or ".." in path.parts or "\0" in name:
+            raise ValueError(f"a file's name must stay within the folder, got {name!r}")
     return name
+
+
+def check_length(name: str, owner: str) -> None:
+    """Refuse a name that is too long for most systems, also while the file is written.
+
+    Raises:
+        ValueError: With words.
+    """
+    *folders, file = PurePosixPath(name).parts
+    longest = max(len(part.encode()) for part in (*folders, temporary_name(file, owner)))
+    if longest > _MOST_BYTES:
+        raise ValueError(
+            f"file systems take names of {_MOST_BYTES} bytes in UTF-8, and {name!r} needs "
+            f"{longest} while it is written; use shorter names"
+        )
 
 
 def spellings(name: str) -> Iterator[str]:

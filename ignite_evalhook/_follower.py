@@ -197,6 +197,10 @@ class Follower:
             found[target.metric] = kept
         return found
 
+    def alias_paths(self) -> set[str]:
+        """Return where the stable names of best files are; nowhere before ``"auto"`` has chosen."""
+        return self.keeper.alias_paths(self.targets)
+
     def entry_on_disk(self, metric: str) -> Kept | None:
         """Return the best file that the folder holds, of an abandoned stretch or not."""
         return self.keeper.entry_on_disk(metric)

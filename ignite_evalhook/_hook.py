@@ -67,6 +67,7 @@ from ._settings import (
     best_checkpoint,
     check_derive,
     check_lazy_results,
+    check_needs_save_best,
     modules_to_switch,
     objects_to_save,
     where_files_go,
@@ -228,6 +229,9 @@ class EvalHook:
         own_names = parameters_of(EvalHook.__init__)[0] - {"self"}
         check_eval_kwargs(compute_metrics, eval_kwargs, own_names)
         engine, function = as_engine(dataloader, evaluator)
+        # Where nothing else tells the modules to put into eval mode, to_save does.
+        told = model is not None or isinstance(getattr(engine, "model", None), nn.Module)
+        idle_objects = to_save is not None and told
         to_save = objects_to_save(to_save, model, engine, checkpoint)
         evaluation = Evaluation(
             engine,
@@ -253,6 +257,7 @@ class EvalHook:
             n_saved = checkpoint.n_saved
         wanted = check_save_best(save_best, n_saved)
         where = where_files_go(out_dir, checkpoint, save_best)
+        check_needs_save_best(save_best, n_saved=n_saved != 1, to_save=idle_objects)
         if wanted is not None:
             checkpoint = best_checkpoint(checkpoint, where, to_save, n_saved)
         self._plan = Plan(
@@ -273,6 +278,7 @@ class EvalHook:
             RunFolder(where, name) if isinstance(where, Storage) else None,
             to_save,
             self._explain,
+            [] if save_best is not None else self._idle_options(on_bad_score),
         )
         self._session = Session(self._plan, self)
         self._tolerate_other_state = False
@@ -301,6 +307,11 @@ class EvalHook:
         for rule in rules:
             if rule is not None:
                 Rule(rule)
+
+    def _idle_options(self, on_bad_score: str) -> list[str]:
+        """Return options that nothing uses unless early stopping or the like names a metric."""
+        given = {"rule": self._rule is not None, "on_bad_score": on_bad_score != "raise"}
+        return [argument for argument, is_given in given.items() if is_given]
 
     def _given_rule(self, metric: str) -> str | None:
         return self._rule.get(metric) if isinstance(self._rule, Mapping) else self._rule
@@ -355,11 +366,20 @@ class EvalHook:
             raise ValueError("the trainer cannot be the evaluator: make a second engine")
         if self._session.trainer is not None:
             raise ValueError(f"the hook {self.name!r} is attached already; detach() it first")
+        aliases = self._plan.follower.alias_paths()
         for other in handler_owners(trainer):
-            if isinstance(other, Session) and other.name == self.name:
+            if not isinstance(other, Session):
+                continue
+            if other.name == self.name:
                 raise ValueError(
                     f"another hook named {self.name!r} is attached to this trainer; give one of "
                     "them another name="
+                )
+            both = aliases & other.plan.follower.alias_paths()
+            if both:
+                raise ValueError(
+                    f"the hooks {self.name!r} and {other.name!r} would both write {min(both)}; "
+                    "give one of them another name= or out_dir=, or leave alias= out"
                 )
         self._session.attach(trainer)
         return self
@@ -461,6 +481,7 @@ class EvalHook:
         return partial(_signed_of, self._session, target)
 
     def _target_of(self, metric: str, rule: str | None = None) -> Target:
+        self._plan.idle_options.clear()
         if rule is None and metric in [t.metric for t in self._plan.follower.targets]:
             return self._plan.follower.target(metric)
         return self._make_target(metric, 1, rule)

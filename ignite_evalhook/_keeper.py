@@ -7,6 +7,7 @@ here, nor known: the keeper is given scores, and the top-k of each checkpoint de
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -85,6 +86,14 @@ class Keeper:
         """The folder that best files go to, if it is one."""
         where = None if self.checkpoint is None else self.checkpoint.saver.target
         return None if isinstance(where, BaseSaveHandler) else where
+
+    def alias_paths(self, targets: tuple[Target, ...]) -> set[str]:
+        """Return where the stable names are, in small letters: some systems see no others."""
+        if self.checkpoint is None or self.checkpoint.alias is None or self.storage is None:
+            return set()
+        files = BestFiles(self.storage, Sidecar(self.name, "", targets), None)
+        paths = [self.storage.path(files.alias_name(target.metric)) for target in targets]
+        return {os.path.realpath(path).lower() for path in paths}
 
     @property
     def to_save(self) -> Mapping[str, Any]:

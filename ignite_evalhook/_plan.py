@@ -30,3 +30,4 @@ class Plan:
     folder: RunFolder | None
     to_save: Mapping[str, Any]
     explain: Callable[[Target], str]  # says how a metric's rule came about
+    idle_options: list[str]  # given, and about a metric that nobody has named

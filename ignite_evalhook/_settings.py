@@ -11,7 +11,7 @@ from ignite.handlers.checkpoint import BaseSaveHandler
 from torch import nn
 
 from ._arguments import check_functions, modules_of
-from ._checkpoint import BestCheckpoint
+from ._checkpoint import BestCheckpoint, check_to_save
 from ._evaluation import method_of_dataset
 from ._evaluator import create_evaluator
 from ._results import PreEval
@@ -70,14 +70,7 @@ def objects_to_save(
             raise ValueError("to_save= belongs into the BestCheckpoint; pass one of the two")
         return checkpoint.to_save
     if to_save is not None:
-        if not isinstance(to_save, Mapping) or not to_save:
-            raise TypeError(f"to_save must be a mapping name -> object, got {to_save!r}")
-        for name, item in to_save.items():
-            if not isinstance(name, str) or not hasattr(item, "state_dict"):
-                raise TypeError(
-                    "to_save must map names to objects with a state_dict(), got "
-                    f"{name!r}: {type(item).__name__}"
-                )
+        check_to_save(to_save, "to_save")
         return to_save
     if isinstance(model, Mapping):
         return dict(model)
@@ -160,6 +153,22 @@ def best_checkpoint(
         raise ValueError("there is nothing to save: pass to_save={'model': model}")
     out_dir = where if isinstance(where, BaseSaveHandler) else where.location
     return BestCheckpoint(to_save, out_dir, n_saved=n_saved)
+
+
+def check_needs_save_best(save_best: object, **given: bool) -> None:
+    """Refuse arguments about the best where nothing says what is best.
+
+    Args:
+        save_best: As for the hook.
+        given: Whether each argument was given.
+
+    Raises:
+        ValueError: Naming the argument.
+    """
+    for argument, is_given in given.items():
+        if is_given and save_best is None:
+            hint = "; model= names what is put into eval mode" if argument == "to_save" else ""
+            raise ValueError(f"{argument}= needs save_best='…', which says what is best{hint}")
 
 
 def as_pre_eval(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from ._folder import RunFolder
 from ._log import logger
@@ -42,6 +42,7 @@ def prepare(
     """
     team = section.team
     if not run.has_begun:
+        check_idle_options(plan.idle_options)
         plan.evaluation.check_ranks(team)
     folder = plan.folder if team.leads else None
     # A new run has another name on each rank.
@@ -69,6 +70,19 @@ def prepare(
             "%s: each evaluation starts %d data workers and ends them; "
             "DataLoader(..., persistent_workers=True) keeps them", plan.name, workers,
         )  # fmt: skip
+
+
+def check_idle_options(idle: Sequence[str]) -> None:
+    """Refuse options about a metric that nobody has named.
+
+    Raises:
+        ValueError: Naming them.
+    """
+    if idle:
+        raise ValueError(
+            f"{', '.join(f'{argument}=' for argument in idle)} needs save_best='…', or a metric= "
+            "in hook.early_stopping() or hook.step_on_plateau(), that it is about"
+        )
 
 
 def announcement(plan: Plan) -> str:

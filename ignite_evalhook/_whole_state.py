@@ -19,6 +19,18 @@ from .exceptions import EvaluationError
 __all__: list[str] = []
 
 
+def has_state(item: object) -> bool:
+    """Return whether an object has a state to save; a class has none."""
+    return not isinstance(item, type) and callable(getattr(item, "state_dict", None))
+
+
+def entries_of(item: Any) -> list[tuple[Any, Any]]:
+    """Return keys and values of a mapping, list or tuple; nothing for anything else."""
+    if isinstance(item, Mapping):
+        return list(item.items())
+    return list(enumerate(item)) if type(item) in (list, tuple) else []
+
+
 def whole_states(to_save: Mapping[str, Any], team: Team) -> dict[str, Any]:
     """Return the states of some objects by name, whole on rank 0.
 

@@ -177,8 +177,8 @@ BAD: dict[str, list[Row]] = {
     ],
     "to_save": [
         ({"to_save": MODEL}, T, "to_save must be a mapping name -> object, got Linear"),
-        ({"to_save": {"model": 3}}, T, r"objects with a state_dict\(\), got 'model': int"),
-        ({"to_save": {3: MODEL}}, T, r"objects with a state_dict\(\), got 3: Linear"),
+        ({"to_save": {"model": 3}}, T, r"to_save\['model'\] must be an object with a state_"),
+        ({"to_save": {3: MODEL}}, T, "to_save must have strings as names, got 3"),
         (
             {"to_save": {"model": MODEL}, "checkpoint": BestCheckpoint({"model": MODEL}, "runs")},
             V,
@@ -353,7 +353,7 @@ GOOD: list[dict[str, Any]] = [
     {"save_best": "auto", "out_dir": False},
     {"preset": "mmpose"},
     {"greater_keys": [], "less_keys": ["zorp"], "save_best": "zorp", "out_dir": False},
-    {"n_saved": None},
+    {"n_saved": None, "save_best": "acc", "out_dir": False},
     {"context": swap},
     {"context": torch.no_grad},
     {"derive": {}},

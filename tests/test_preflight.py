@@ -262,7 +262,10 @@ FAULTS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         "cannot write to /proc/nowhere/run.*choose another out_dir",
     ),
     "a state that weights_only refuses": (
-        {"to_save": lambda: {"model": make_model(), "extra": Plain({1, 2})}},
+        {
+            "to_save": lambda: {"model": make_model(), "extra": Plain({1, 2})},
+            "save_best": "val_loss",
+        },
         TypeError,
         r"to_save\['extra'\].*a set.*weights_only.*sorted list",
     ),
@@ -648,9 +651,7 @@ def test_a_model_that_has_moved_since_is_looked_at_where_it_is(tmp_path: Path) -
 
     seen: list[str] = []
     model = Model()
-    run = Run(
-        tmp_path, evaluator=create_evaluator(model), model=model, to_save={"m": nn.Identity()}
-    )
+    run = Run(tmp_path, evaluator=create_evaluator(model), model=model)
     run.hook.evaluate(track=False)
     model.to("meta")
     run.go()
