@@ -33,7 +33,6 @@ from ._arguments import (
 from ._best import INIT_VALUE_MAP, KEEP_ALL, RULE_MAP, Best, Compare, Target
 from ._checkpoint import BestCheckpoint
 from ._early_stopping import SafeEarlyStopping, check_options
-from ._engine import handler_owners
 from ._evaluation import (
     ComputeMetrics,
     Context,
@@ -45,7 +44,7 @@ from ._events import EvalEvents, Handler
 from ._folder import RunFolder
 from ._follower import Follower
 from ._history import EvalRecord, History
-from ._last import LastCheckpoint
+from ._last import ADDED, LastCheckpoint
 from ._load_best import load_entry
 from ._plan import Plan
 from ._results import PreEval
@@ -58,7 +57,7 @@ from ._rules import (
     match_rule,
 )
 from ._schedule import Schedule
-from ._session import Session
+from ._session import Session, sessions_of
 from ._settings import (
     Function,
     OutDir,
@@ -281,7 +280,6 @@ class EvalHook:
             [] if save_best is not None else self._idle_options(on_bad_score),
         )
         self._session = Session(self._plan, self)
-        self._tolerate_other_state = False
 
     @staticmethod
     def _check_plain(
@@ -367,9 +365,7 @@ class EvalHook:
         if self._session.trainer is not None:
             raise ValueError(f"the hook {self.name!r} is attached already; detach() it first")
         aliases = self._plan.follower.alias_paths()
-        for other in handler_owners(trainer):
-            if not isinstance(other, Session):
-                continue
+        for other in sessions_of(trainer):
             if other.name == self.name:
                 raise ValueError(
                     f"another hook named {self.name!r} is attached to this trainer; give one of "
@@ -395,7 +391,7 @@ class EvalHook:
         A state loaded next may be of another metric or rule; it is then forgotten as well.
         """
         self._session.start_over()
-        self._tolerate_other_state = True
+        self._session.tolerant = True
 
     def evaluate(
         self, dataloader: Iterable[Any] | None = None, *, track: bool | None = None
@@ -543,9 +539,12 @@ class EvalHook:
     def keep_last(self, to_save: Mapping[str, Any], *, every: int = 1, resume: bool = True) -> bool:
         """Keep a checkpoint to resume from, and resume from it if there is one.
 
-        The file ``last.pt`` holds ``to_save``, the trainer, this hook and the random
-        generators.  It is replaced safely after every ``every`` epochs (for a schedule by
-        iterations, or by parts of an epoch or time: evaluations) and at the end of the run.
+        The file ``last.pt`` holds ``to_save``, the trainer, every hook that is attached to it by
+        the time it is written, the averaged weights of its ``EMAHandler``, and the random
+        generators.  A hook or handler that is attached after this call gets its state when it is
+        attached, or when the run starts.  The file is replaced safely after every ``every``
+        epochs (for a schedule by iterations, or by parts of an epoch or time: evaluations) and at
+        the end of the run.
 
         Args:
             to_save: Name to object, such as model, optimizer and scheduler.
@@ -569,14 +568,21 @@ class EvalHook:
             raise TypeError(f"to_save must be a mapping name -> object, got {to_save!r}")
         if session.last is not None:
             raise ValueError("keep_last was called already")
-        objects = {**to_save, "trainer": trainer, "eval_hook": self}
+        own = {"trainer": trainer, "eval_hook": self}
+        taken = [n for n in ADDED if n in to_save and to_save[n] is not own.get(n)]
+        if taken:
+            raise ValueError(f"to_save must not use {taken}, which keep_last adds itself")
+        hooks = {n: item for n, item in {**to_save, **own}.items() if isinstance(item, EvalHook)}
         last = LastCheckpoint(
-            folder.storage, folder.last_name, objects, trainer, every, lambda: len(self.history),
-            session.team, session.background(),
+            folder.storage, folder.last_name,
+            {name: item for name, item in to_save.items() if name not in (*own, *hooks)},
+            trainer, every, {name: hook._session for name, hook in hooks.items()},
+            partial(sessions_of, trainer), session.team, session.background(),
         )  # fmt: skip
         if resume:
             resumed = last.resume()
-            session.go_on()
+            for other in sessions_of(trainer):
+                other.go_on()
         else:
             resumed = False
             last.refuse_foreign()
@@ -628,7 +634,7 @@ class EvalHook:
         """
         if not isinstance(state, Mapping):
             raise TypeError(f"state must be a mapping, got {type(state).__name__}")
-        self._session.load_state_dict(state, tolerant=self._tolerate_other_state)
+        self._session.load_state_dict(state)
 
     @classmethod
     def from_args(

@@ -7,27 +7,52 @@ have.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from threading import Event
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
-import torch
 from ignite.engine import Engine, Events
+from ignite.handlers import EMAHandler
 from torch import nn
 
+from ._averaged import Averages
 from ._best_files import DeferredSaver
+from ._history import History
 from ._load_best import load_objects, read_checkpoint
+from ._log import logger
 from ._plain import to_plain
 from ._random_state import RandomState, copied
 from ._snapshot import Snapshots
 from ._storage import Storage
 from ._storage_base import failure
 from ._team import Team
-from ._whole_state import unwrap, whole_states
+from ._whole_state import check_fits, whole_states
 from ._writer import Writer
 from .exceptions import CheckpointError, StateError
 
 __all__: list[str] = []
+
+
+class Attached(Protocol):
+    """A hook of the trainer, as far as a checkpoint is concerned."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+
+    @property
+    def averaged(self) -> EMAHandler | None:
+        """Whose weights it evaluates."""
+
+    @property
+    def history(self) -> History:
+        """All records."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return its state."""
+
+    def read_state(self, state: Mapping[str, Any]) -> Callable[[], None]:
+        """Check a state, and return what takes it over."""
 
 
 class Background(NamedTuple):
@@ -44,6 +69,8 @@ class Background(NamedTuple):
     complete: Callable[[dict[str, Any]], None]
 
 
+ADDED = ("trainer", "eval_hook", "eval_hooks", "averaged", "random")  # to what the user names
+
 # Ignite calls iter() next.
 PASSES = (
     Events.EPOCH_STARTED, Events.DATALOADER_STOP_ITERATION, Events.TERMINATE_SINGLE_EPOCH,
@@ -56,10 +83,12 @@ class LastCheckpoint:
     Args:
         storage: Its folder.
         file: Its name.
-        to_save: Name to object; the trainer and the hook are among them.
+        to_save: Name to object, as the user named them; no hooks.
         trainer: The engine that trains.
         every: Save at every so many occasions.
-        version: Tells whether anything but the trainer's counters has changed.
+        hooks: Key in the file to hook: the one whose folder it is, ``"eval_hook"``, and those that
+            the user has named.
+        attached: Returns the hooks that are attached to the trainer by now.
         background: Write while training goes on; ``None``: at once.
         team: The ranks.  Rank 0 writes, with every rank's random generators; all read.
     """
@@ -71,7 +100,8 @@ class LastCheckpoint:
         to_save: Mapping[str, Any],
         trainer: Engine,
         every: int,
-        version: Callable[[], int],
+        hooks: Mapping[str, Attached],
+        attached: Callable[[], Iterable[Attached]],
         team: Team,
         background: Background | None = None,
     ) -> None:
@@ -81,7 +111,13 @@ class LastCheckpoint:
         self._to_save = dict(to_save)
         self._trainer = trainer
         self._every = every
-        self._version = version
+        self._hooks = dict(hooks)
+        self._attached = attached
+        self._waiting: dict[str, Mapping[str, Any]] = {}  # states of hooks that are not there yet
+        self._known: set[str] | None = None  # hooks in the file that was loaded
+        self._averages = Averages(
+            trainer, lambda: {hook.name: hook.averaged for hook in self._all()}
+        )
         self._saved_at: tuple[int, int] | None = None
         self._loaded_at: tuple[int, int] | None = None
         self._random = RandomState(trainer, team.rank)
@@ -121,15 +157,60 @@ class LastCheckpoint:
         for name, item in self._to_save.items():
             if isinstance(item, nn.Module):
                 check_fits(item, checkpoint[name], f"{where}: {name!r}")
-        # The hook first: it is the one that may refuse, and then nothing else has changed.
-        names = sorted(self._to_save, key=lambda name: name != "eval_hook")
-        to_load = {name: self._to_save[name] for name in names if name != "trainer"}
-        load_objects(to_load, checkpoint, where)
+        # What may be refused comes first, and then nothing has changed.
+        averages, states = checkpoint.get("averaged", []), hook_states(checkpoint)
+        self._averages.check(averages, where)
+        keys: Any = {id(hook): key for key, hook in self._hooks.items()}
+        take_over = []
+        for hook in self._all():
+            state = checkpoint.get(keys.get(id(hook)), states.get(hook.name))
+            if state is not None:
+                take_over.append(hook.read_state(state))
+        self._known = set(states)
+        self._waiting = {n: s for n, s in states.items() if n not in [h.name for h in self._all()]}
+        for take in take_over:
+            take()
+        load_objects(self._to_save, checkpoint, where)
         load_trainer(self._trainer, checkpoint["trainer"])
+        self._averages.load(averages, self._to_save.values(), where)
         if "random" in checkpoint:
             self._random.load_state_dict(checkpoint["random"])
         self._loaded_at = self._now()
         return True
+
+    def _all(self) -> list[Attached]:
+        """Return the hooks that the file is about: those named, and those attached by now."""
+        return list({id(h): h for h in (*self._hooks.values(), *self._attached())}.values())
+
+    def give(self, hook: Attached) -> None:
+        """Let a hook that is attached now have the loaded state that waits for it.
+
+        Raises:
+            StateError: If it belongs to another metric or rule, or is damaged.
+        """
+        if hook.name in self._waiting:
+            hook.read_state(self._waiting[hook.name])()
+            del self._waiting[hook.name]
+
+    def bring_back(self) -> None:
+        """Complete a load when a run starts, with all that was attached meanwhile."""
+        self._averages.started()
+        known, self._known = self._known, None
+        if known is None:
+            return
+        new = sorted(h.name for h in self._all() if h.name not in known and not h.history)
+        if self._waiting:
+            logger.warning(
+                "%s: no hook %s is attached, of which %s has the state: its history and best do "
+                "not go on, and the next save leaves it out", self._hooks["eval_hook"].name,
+                " or ".join(map(repr, sorted(self._waiting))), self._file,
+            )  # fmt: skip
+        if new:
+            logger.warning(
+                "%s: %s has no state of the hook %s, which starts with an empty history; one that "
+                "was renamed goes on under its old name=", self._hooks["eval_hook"].name,
+                self._file, " and ".join(map(repr, new)),
+            )  # fmt: skip
 
     def read(self) -> dict[str, Any] | None:
         """Return the content of the file; ``None`` if there is none.
@@ -177,9 +258,8 @@ class LastCheckpoint:
             self._after(event, self._save)
 
     def ended(self, event: Any) -> None:
-        """Save after the handlers of ``event``, unless the file holds this very state."""
-        if self._saved_at != self._now():
-            self._after(event, self._save)
+        """Save after the handlers of ``event``, unless the file holds this very state then."""
+        self._after(event, self._save_if_changed)
 
     def _after(self, event: Any, handler: Callable[[Engine, Any], None]) -> None:
         # A handler added while an event is being fired runs at the end of that very firing.
@@ -190,13 +270,26 @@ class LastCheckpoint:
         engine.remove_event_handler(self._restore_random, event)
         self._random.restore()
 
+    def _save_if_changed(self, engine: Engine, event: Any) -> None:
+        engine.remove_event_handler(self._save_if_changed, event)
+        if self._saved_at != self._now():
+            self._save(engine, event)
+
     def _save(self, engine: Engine, event: Any) -> None:
-        engine.remove_event_handler(self._save, event)
+        if engine.has_event_handler(self._save, event):
+            engine.remove_event_handler(self._save, event)
         with self._team.together(f"writing {self._file}") as section:
             # In the background, the hook's state waits for no file; it is completed in its turn.
             late = self._background
-            to_save = {n: o for n, o in self._to_save.items() if n != "eval_hook" or late is None}
-            states = whole_states(to_save, self._team)
+            states = whole_states({**self._to_save, "trainer": self._trainer}, self._team)
+            averaged = self._averages.states(self._team)
+            if averaged:
+                states["averaged"] = averaged
+            hooks = {key: h for key, h in self._hooks.items() if key != "eval_hook" or not late}
+            states.update((key, hook.state_dict()) for key, hook in hooks.items())
+            others = [hook for hook in self._attached() if hook not in self._hooks.values()]
+            if others:
+                states["eval_hooks"] = {hook.name: hook.state_dict() for hook in others}
             everyone: list[Any] = []
             own = None if self._team.alone else self._random.state_dict()
             section.meet("random generators", own, everyone.extend)
@@ -226,7 +319,17 @@ class LastCheckpoint:
         self._written = late.writer.submit(write)
 
     def _now(self) -> tuple[int, int]:
-        return self._trainer.state.iteration, self._version()
+        return self._trainer.state.iteration, sum(len(hook.history) for hook in self._all())
+
+
+def hook_states(checkpoint: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Return the states of all hooks in a checkpoint by the hooks' names, whatever their keys."""
+    items = (*checkpoint.values(), *checkpoint.get("eval_hooks", {}).values())
+    return {
+        str(item["name"]): item
+        for item in items
+        if isinstance(item, Mapping) and {"name", "run_id", "history"} <= item.keys()
+    }
 
 
 def load_trainer(trainer: Engine, state: Mapping[str, Any]) -> None:
@@ -240,23 +343,3 @@ def load_trainer(trainer: Engine, state: Mapping[str, Any]) -> None:
         trainer.state.max_epochs = limit
     else:
         trainer.load_state_dict(state)
-
-
-def check_fits(module: nn.Module, state: Any, where: str) -> None:
-    """Refuse a state whose names or shapes are not the module's, before anything is loaded.
-
-    Raises:
-        StateError: Naming what differs.
-    """
-    own = unwrap(module).state_dict()
-    if not isinstance(state, Mapping):
-        raise StateError(f"{where} is a {type(state).__name__}, no state of a module")
-    differing = sorted(set(own) ^ set(state)) or [
-        name
-        for name, value in own.items()
-        if isinstance(value, torch.Tensor)
-        and isinstance(state[name], torch.Tensor)
-        and value.shape != state[name].shape
-    ]
-    if differing:
-        raise StateError(f"{where} does not fit the module; these differ: {differing[:5]}")

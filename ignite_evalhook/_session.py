@@ -11,9 +11,11 @@ from functools import partial
 from typing import Any
 
 from ignite.engine import Engine, Events
+from ignite.handlers import EMAHandler
 
+from ._averaged import handler_of
 from ._best import Target
-from ._engine import is_running
+from ._engine import handler_owners, is_running
 from ._events import Speaker
 from ._folder import RunFolder
 from ._history import EvalRecord, History
@@ -49,6 +51,7 @@ class Session:
         self.watchers = Watchers(lambda: plan.follower.first)
         self.speaker = Speaker(sender)
         self.run = Run()
+        self.tolerant = False  # forget a state of other metrics or rules instead of refusing it
         self.recorder = Recorder(plan, self.run, self.watchers, self.speaker)
         self._whereabouts = Whereabouts(plan.schedule)
         self._lookout = Lookout(plan.schedule, plan.clock)
@@ -57,6 +60,11 @@ class Session:
     def name(self) -> str:
         """The hook's name."""
         return self.plan.name
+
+    @property
+    def averaged(self) -> EMAHandler | None:
+        """The handler whose averaged weights are evaluated."""
+        return handler_of(self.plan.evaluation.context)
 
     @property
     def history(self) -> History:
@@ -71,7 +79,10 @@ class Session:
     # -- listening ----------------------------------------------------------------------------
 
     def attach(self, trainer: Engine) -> None:
-        """Listen to ``trainer``; on every rank."""
+        """Listen to ``trainer``, with the state that its last checkpoint has; on every rank."""
+        for other in sessions_of(trainer):
+            if other.last is not None and not self.run.is_known:
+                other.last.give(self)
         self.team = Team.current()
         self.plan.follower.keeper.writes = self.team.leads
         self.trainer = trainer
@@ -80,6 +91,7 @@ class Session:
         for event, handler in self._handlers():
             trainer.add_event_handler(event, handler)
         self.watchers.set_trainer(trainer)
+        self.go_on()
 
     def detach(self) -> None:
         """Stop listening, and let go of the folder."""
@@ -127,6 +139,9 @@ class Session:
     def _on_started(self, trainer: Engine) -> None:
         if self.trainer is not trainer:  # detached by an earlier handler of this very firing
             return
+        for session in sessions_of(trainer):
+            if session.last is not None:
+                session.last.bring_back()
         with self._whereabouts.handling(Events.STARTED):
             self._begin(at_start=True)
             if self.last is not None:
@@ -271,8 +286,12 @@ class Session:
 
     def go_on(self) -> None:
         """Let the trainer stand in the epoch of the loaded state, if it is loaded as well."""
-        trainer, loaded = self.need_trainer(), self.run.loaded
-        if loaded is not None and loaded.iteration == trainer.state.iteration:
+        trainer, loaded = self.trainer, self.run.loaded
+        if (
+            trainer is not None
+            and loaded is not None
+            and loaded.iteration == trainer.state.iteration
+        ):
             self._whereabouts.go_on(trainer, loaded.epochs, loaded.into)
 
     def _take_up(self, *, at_start: bool) -> bool:
@@ -391,19 +410,21 @@ class Session:
             "watchers": self.watchers.state(),
         }
 
-    def load_state_dict(self, state: Mapping[str, Any], *, tolerant: bool) -> None:
-        """Take over a state.
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a state; see :meth:`read_state`."""
+        self.read_state(state)()
+
+    def read_state(self, state: Mapping[str, Any]) -> Callable[[], None]:
+        """Check a state, and return what takes it over.
 
         Args:
             state: From :meth:`state_dict`; an empty mapping loads as fresh.
-            tolerant: Forget a state of other metrics or rules instead of refusing it.
 
         Raises:
             StateError: If it belongs to another hook, metric or rule, or is damaged.
         """
         if not state:
-            self.start_over()
-            return
+            return self.start_over
         try:
             run = RunState.read(state, self.name)
             watchers = {key: list(entries) for key, entries in state["watchers"].items()}
@@ -411,17 +432,26 @@ class Session:
             try:
                 self.plan.follower.check_state(state["follower"])
             except StateError:
-                if not tolerant:
+                if not self.tolerant:
                     raise
-                self.start_over()
-                return
+                return self.start_over
             follower = self.plan.follower.read_state(state["follower"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise StateError(f"this is no state of an EvalHook, or damaged: {error!r}") from error
-        self.start_over()
-        self.run.start_over(run)
-        self.plan.follower.load_state(follower)
-        self.watchers.load_state(watchers)
+
+        def take_over() -> None:
+            self.start_over()
+            self.run.start_over(run)
+            self.plan.follower.load_state(follower)
+            self.watchers.load_state(watchers)
+            self.go_on()
+
+        return take_over
+
+
+def sessions_of(trainer: Engine) -> list[Session]:
+    """Return the hooks that are attached to a trainer, in the order of attaching."""
+    return [owner for owner in handler_owners(trainer) if isinstance(owner, Session)]
 
 
 def _is_live(owner: object) -> bool:

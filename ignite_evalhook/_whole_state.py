@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ._team import Team
-from .exceptions import EvaluationError
+from .exceptions import EvaluationError, StateError
 
 __all__: list[str] = []
 
@@ -184,3 +184,23 @@ def _is_shared(value: Any) -> bool:
 
 def _is_part(tensor: Any) -> bool:
     return hasattr(tensor, "full_tensor")
+
+
+def check_fits(module: nn.Module, state: Any, where: str) -> None:
+    """Refuse a state whose names or shapes are not the module's, before anything is loaded.
+
+    Raises:
+        StateError: Naming what differs.
+    """
+    own = unwrap(module).state_dict()
+    if not isinstance(state, Mapping):
+        raise StateError(f"{where} is a {type(state).__name__}, no state of a module")
+    differing = sorted(set(own) ^ set(state)) or [
+        name
+        for name, value in own.items()
+        if isinstance(value, torch.Tensor)
+        and isinstance(state[name], torch.Tensor)
+        and value.shape != state[name].shape
+    ]
+    if differing:
+        raise StateError(f"{where} does not fit the module; these differ: {differing[:5]}")

@@ -5,16 +5,19 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from ignite.engine import Engine, Events
-from ignite.handlers import Checkpoint
+from ignite.engine import Engine, Events, create_supervised_trainer
+from ignite.handlers import Checkpoint, EMAHandler
 from torch import nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from ignite_evalhook import EvalHook
+from helpers.resume_runs import plain
+from ignite_evalhook import EvalHook, StateError, create_evaluator, find_best
 
 
 @pytest.fixture(autouse=True)
@@ -205,3 +208,262 @@ def test_an_older_state_without_the_place_in_its_epoch_is_left_to_ignite(tmp_pat
     torch.save(content, file)
     _, _, _, loaded = irregular(tmp_path, "cut")
     assert loaded == (7 // 20, 7)
+
+
+# Every hook of the trainer -----------------------------------------------------------------------
+
+LOSSES = (0.0, 0.9, 0.8, 0.3, 0.2, 0.25)
+
+
+def two_hooks(
+    folder: Path,
+    *,
+    where: Any = "folder",
+    order: str = "first",
+    named: bool = False,
+    die: Any = None,
+    **options: Any,
+) -> tuple[EvalHook, EvalHook, Any]:
+    """Run five epochs with a hook that keeps the last checkpoint and one that nobody thinks of."""
+    model, trainer = nn.Linear(1, 1), Engine(lambda engine, batch: None)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    mode: Any = "min" if options.get("rule") == "less" else "max"
+    scheduler = ReduceLROnPlateau(optimizer, mode=mode, factor=0.5, patience=0)
+    keeper = hook_of(model, [0.0, 0.1, 0.2, 0.3], folder, name="keeper")
+    places = {"folder": folder, "other folder": folder / "other", "none": False}
+    place = places.get(where, where)
+    second = hook_of(model, LOSSES, place, name="second", **options)
+    stopper = second.early_stopping(3)
+    second.step_on_plateau(scheduler)
+    if order == "first":
+        second.attach(trainer)
+    keeper.attach(trainer)
+    if order == "between":
+        second.attach(trainer)
+    objects = {"m": model, "opt": optimizer}
+    keeper.keep_last({**objects, "the second hook": second} if named else objects)
+    if order == "last":
+        second.attach(trainer)
+    if die is not None:
+        trainer.add_event_handler(die, kill)
+    with contextlib.suppress(Kill):
+        trainer.run([0], max_epochs=5)
+    rest = (stopper.counter, scheduler.state_dict(), trainer.state.epoch, second.best)
+    keeper.detach()
+    second.detach()
+    return keeper, second, rest
+
+
+def same_bests(one: Any, other: Any) -> bool:
+    return one[:3] == other[:3] and replace(one[3], path=None) == replace(other[3], path=None)
+
+
+@pytest.mark.parametrize("order", ["first", "between", "last"])
+@pytest.mark.parametrize("where", ["folder", "other folder", "none", "memory://second"])
+def test_a_hook_that_nobody_named_goes_on(where: str, order: str, tmp_path: Path) -> None:
+    where = f"{where}/{order}" if "//" in where else where
+    whole = two_hooks(tmp_path / "whole", where="none" if "//" in where else where)
+    assert of(whole[1]) == [(1, 1, True), (2, 2, False), (3, 3, False), (4, 4, False)]
+    assert whole[2][0] == 3
+    for epoch in (1, 2, 3, 4):
+        folder, place = tmp_path / str(epoch), f"{where}/{epoch}" if "//" in where else where
+        two_hooks(folder, where=place, order=order, die=Events.EPOCH_STARTED(once=epoch))
+        keeper, second, rest = two_hooks(folder, where=place, order=order)
+        assert (of(keeper), of(second)) == (of(whole[0]), of(whole[1]))
+        assert same_bests(rest, whole[2])
+        if where == "folder":
+            assert rest[3].path.exists()
+            assert find_best(folder, name="second").score == rest[3].score == 0.9
+
+
+@pytest.mark.parametrize("before", [False, True])
+@pytest.mark.parametrize("after", [False, True])
+def test_it_is_all_the_same_whether_a_hook_is_named(
+    before: bool, after: bool, tmp_path: Path
+) -> None:
+    whole = two_hooks(tmp_path / "whole")
+    two_hooks(tmp_path / "run", named=before, die=Events.EPOCH_STARTED(once=3))
+    _, second, rest = two_hooks(tmp_path / "run", named=after)
+    assert of(second) == of(whole[1])
+    assert same_bests(rest, whole[2])
+
+
+@pytest.mark.parametrize("order", ["between", "last"])
+def test_a_hook_that_may_not_go_on_is_refused_before_anything_is_loaded(
+    order: str, tmp_path: Path
+) -> None:
+    two_hooks(tmp_path, die=Events.EPOCH_STARTED(once=3))
+    words = "the state of 'second' followed acc .greater., this hook follows acc .less."
+    with pytest.raises(StateError, match=words):
+        two_hooks(tmp_path, order=order, rule="less")
+
+
+def test_hooks_that_came_or_went_between_the_runs_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def run(*names: str) -> list[EvalHook]:
+        model, trainer = nn.Linear(1, 1), Engine(lambda engine, batch: None)
+        hooks = [hook_of(model, [0.5], tmp_path, name=name).attach(trainer) for name in names]
+        epochs = 1 + hooks[0].keep_last({"m": model}) + trainer.state.epoch
+        caplog.clear()
+        trainer.run([0], max_epochs=epochs)
+        for hook in hooks:
+            hook.detach()
+        return hooks
+
+    run("keeper", "old", "same")
+    assert "state" not in caplog.text
+    hooks = run("keeper", "new", "same")
+    assert [len(hook.history) for hook in hooks] == [3, 2, 3]
+    words = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert len(words) == 2
+    assert "keeper: no hook 'old' is attached, of which last_keeper.pt has the state" in words[0]
+    assert "last_keeper.pt has no state of the hook 'new', which starts with an empty" in words[1]
+    run("keeper", "new", "same")
+    assert not [r for r in caplog.records if r.levelname == "WARNING"]
+
+
+@pytest.mark.parametrize("name", ["random", "averaged", "eval_hooks", "trainer"])
+def test_a_name_that_keep_last_needs_is_refused(name: str, tmp_path: Path) -> None:
+    model, trainer = nn.Linear(1, 1), Engine(lambda engine, batch: None)
+    hook = hook_of(model, [0.5], tmp_path).attach(trainer)
+    with pytest.raises(ValueError, match=rf"to_save must not use \['{name}'\]"):
+        hook.keep_last({"m": model, name: nn.Linear(1, 1)})
+    assert hook.keep_last({"m": model, "trainer": trainer, "eval_hook": hook}) is False
+
+
+# Averaged weights --------------------------------------------------------------------------------
+
+X = torch.randn(32, 4, generator=torch.Generator().manual_seed(0))
+Y = (X.sum(1) > 0).long()
+
+
+def averaged(
+    folder: Path,
+    *,
+    die: Any = None,
+    buffers: str = "copy",
+    every: int = 1,
+    attach: str = "first",
+    named: bool = False,
+    other: bool = False,
+    momentum_of_user: bool = False,
+    **options: Any,
+) -> dict[str, Any]:
+    """Train four epochs with averaged weights; return all that has to be the same."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    loss = nn.CrossEntropyLoss()
+    trainer = create_supervised_trainer(model, optimizer, loss)
+    handlers = [EMAHandler(model, 0.2, handle_buffers=buffers, **options)]
+    names = ["ema_momentum"]
+    if other:
+        handlers.append(EMAHandler(model, 0.01))
+        names.append("slow_momentum")
+
+    def attach_all() -> None:
+        for handler, name in zip(handlers, names, strict=True):
+            handler.attach(trainer, name=name, event=Events.ITERATION_COMPLETED(every=every))
+        if momentum_of_user:
+
+            @trainer.on(Events.EPOCH_COMPLETED(once=2))
+            def change() -> None:
+                trainer.state.ema_momentum = 0.7  # type: ignore[attr-defined]
+
+    if attach == "first":
+        attach_all()
+    hooks = []
+    for number, handler in enumerate(handlers):
+        evaluator = create_evaluator(model, loss_fn=loss)
+        hook = EvalHook(
+            [(X, Y)], evaluator, save_best="val_loss", out_dir=folder, context=handler,
+            name=f"hook{number}",
+        )  # fmt: skip
+        hooks.append(hook.attach(trainer))
+    more = {"ema": handlers[0].ema_model} if named else {}
+    resumed = hooks[0].keep_last({"model": model, "optimizer": optimizer, **more})
+    if attach == "first" and resumed:
+        record = hooks[0].evaluate(track=False)
+        known = hooks[0].history
+        assert record.metrics["val_loss"] == known[-1].metrics["val_loss"]
+    if attach == "last":
+        attach_all()
+    if die is not None:
+        trainer.add_event_handler(die, kill)
+    with contextlib.suppress(Kill):
+        trainer.run([(X[i::4], Y[i::4]) for i in range(4)], max_epochs=4)
+    for hook in hooks:
+        hook.detach()
+    return {
+        "losses": [[record.metrics["val_loss"] for record in hook.history] for hook in hooks],
+        "weights": [plain(handler.ema_model.state_dict()) for handler in handlers],
+        "momentum": [getattr(trainer.state, name) for name in names],
+        "best": [hook.best and hook.best.score for hook in hooks],
+    }
+
+
+WARMING = {"momentum_warmup": 0.9, "warmup_iters": 10}
+AVERAGES: dict[str, dict[str, Any]] = {
+    "copy": {},
+    "update": {"buffers": "update"},
+    "ema_train": {"buffers": "ema_train"},
+    "warming up": WARMING,
+    "every 3": {"every": 3, **WARMING},
+    "attached after keep_last": {"attach": "last", **WARMING},
+    "named as well": {"named": True, **WARMING},
+    "two": {"other": True},
+    "momentum of the user's": {"momentum_of_user": True},
+}
+
+
+@pytest.mark.filterwarnings("ignore:Attribute 'ema_momentum'")
+@pytest.mark.parametrize("options", AVERAGES.values(), ids=AVERAGES)
+def test_averaged_weights_go_on(options: dict[str, Any], tmp_path: Path) -> None:
+    whole = averaged(tmp_path / "whole", **options)
+    for iteration in (5, 10, 13):
+        folder = tmp_path / str(iteration)
+        averaged(folder, die=Events.ITERATION_COMPLETED(once=iteration), **options)
+        assert averaged(folder, **options) == whole
+
+
+def test_an_average_that_no_hook_evaluates_goes_on(tmp_path: Path) -> None:
+    def run(folder: Path, epochs: int) -> Any:
+        torch.manual_seed(0)
+        model = nn.Linear(1, 1)
+
+        def step(engine: Engine, batch: Any) -> None:
+            with torch.no_grad():
+                model.weight += 1.0
+
+        trainer, handler = Engine(step), EMAHandler(model, 0.5)
+        hook = hook_of(model, [0.5], folder).attach(trainer)
+        hook.keep_last({"model": model})
+        handler.attach(trainer, "my_momentum")
+        trainer.run([0, 1], max_epochs=epochs)
+        hook.detach()
+        return plain(handler.ema_model.state_dict())
+
+    run(tmp_path / "run", 2)
+    assert run(tmp_path / "run", 4) == run(tmp_path / "whole", 4)
+
+
+def test_an_average_that_the_file_does_not_know_begins_with_the_loaded_weights(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    averaged(tmp_path, die=Events.EPOCH_STARTED(once=3))
+    file = tmp_path / "last_hook0.pt"
+    content = torch.load(file, weights_only=True)
+    del content["averaged"]
+    torch.save(content, file)
+    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2))
+    trainer, handler = Engine(lambda engine, batch: None), EMAHandler(model, 0.2)
+    hook = EvalHook(
+        [(X, Y)], create_evaluator(model, loss_fn=nn.CrossEntropyLoss()), save_best="val_loss",
+        out_dir=tmp_path, context=handler, name="hook0",
+    )  # fmt: skip
+    hook.attach(trainer)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    assert hook.keep_last({"model": model, "optimizer": optimizer})
+    assert "no averaged weights of the EMAHandler of the hook 'hook0'" in caplog.text
+    assert plain(handler.ema_model.state_dict()) == plain(content["model"])
