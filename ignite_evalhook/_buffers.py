@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ._alike import NOTHING, Given, check_alike
 from ._team import Section, Team
 from .exceptions import EvaluationError
 
@@ -60,7 +61,11 @@ class Buffers:
 
 
 def get_ready(
-    section: Section, modules: Sequence[nn.Module], how: str | None, place: Any = None
+    section: Section,
+    modules: Sequence[nn.Module],
+    how: str | None,
+    place: Any = None,
+    given: Given = NOTHING,
 ) -> None:
     """Meet the other ranks, and make the models' buffers the same everywhere.
 
@@ -69,20 +74,27 @@ def get_ready(
         modules: The models.
         how: As for :class:`Buffers`.
         place: Plain values that must be the same on all ranks: where training stands.
+        given: What else must be the same.
 
     Raises:
-        EvaluationError: On every rank, if one stands elsewhere or has another model.
+        EvaluationError: On every rank, if one stands elsewhere, has another model, or was given
+            other things.
     """
     if section.team.alone:
         return
     buffers = Buffers(modules, how)
-    section.meet("ready", [place, buffers.layout], _check_same_place)
+
+    def compare(said: Sequence[Any]) -> None:
+        check_alike(given, [each for *_, each in said])
+        _check_same_place(said)
+
+    section.meet("ready", [place, buffers.layout, given.said], compare)
     buffers.equalise(section.team)
 
 
 def _check_same_place(said: Sequence[Any]) -> None:
     """Refuse ranks of which one stands elsewhere, or has another model."""
-    for rank, (place, layout) in enumerate(said):
+    for rank, (place, layout, _) in enumerate(said):
         for what, own, first in (("stands at", place, said[0][0]), ("has the buffers", layout,
                                                                    said[0][1])):  # fmt: skip
             if own != first:

@@ -17,6 +17,7 @@ from typing import Any
 from ignite.engine import Engine
 from torch import nn
 
+from ._alike import NOTHING, Given
 from ._buffers import get_ready, without_ddp_broadcast
 from ._collect import Carrier, open_carrier
 from ._engine import grad_mode, run_pass, tell_data
@@ -26,9 +27,9 @@ from ._log import logger
 from ._metric_values import to_compare, to_record, to_state
 from ._quiet import quiet
 from ._results import PreEval, ResultCollector
-from ._sharding import Turn
+from ._sharding import turn_of
 from ._team import Section, Team
-from ._whole_state import check_unshared, is_sharded
+from ._whole_state import is_sharded
 from ._world_of_one import world_of_one
 from .exceptions import EvaluationError
 
@@ -72,19 +73,15 @@ class Evaluation:
     tmpdir: str | PathLike[str] | None = None  # predictions go through files in it
     gpu_collect: bool = False  # or from device to device
     lazy_results: bool = False  # it gets a sequence that makes items when it is asked for them
-
-    def check_ranks(self, team: Team) -> None:
-        """Refuse what this rank, among others, cannot evaluate.
-
-        Raises:
-            EvaluationError: If ranks share the model, and not only parts of it.
-        """
-        if self.shard and not team.alone:
-            check_unshared(self.modules)
+    has_warned: bool = False  # of data that is the same on all ranks
 
     @contextmanager
     def session(
-        self, dataloader: Iterable[Any] | None, section: Section, place: Any = None
+        self,
+        dataloader: Iterable[Any] | None,
+        section: Section,
+        place: Any = None,
+        given: Given = NOTHING,
     ) -> Iterator[EvalMode]:
         """Keep training as it stands while the body evaluates and saves.
 
@@ -94,9 +91,11 @@ class Evaluation:
             dataloader: What is evaluated.
             section: What all ranks go through together; they meet when all is ready.
             place: Plain values that must be the same on all ranks: where training stands.
+            given: What else must be the same.
 
         Raises:
-            EvaluationError: On every rank, if one has failed or stands elsewhere.
+            EvaluationError: On every rank, if one has failed, stands elsewhere, or was given
+                other things.
         """
         raised: BaseException | None = None
         if dataloader is not None:
@@ -107,7 +106,7 @@ class Evaluation:
             if self.context is not None:
                 stack.enter_context(mode.inside(self.context))
             try:
-                get_ready(section, self.modules, self.sync_buffers, place)
+                get_ready(section, self.modules, self.sync_buffers, place, given)
                 yield mode
             except BaseException as error:
                 raised = error
@@ -146,7 +145,7 @@ class Evaluation:
         if source is None:
             raise ValueError("there is no dataloader to evaluate on; pass one to evaluate()")
         team = section.team
-        turn = None if self.function is not None else Turn(team.rank, team.size, section.tell)
+        turn = None if self.function is not None else turn_of(section)
         batches = plan_batches(
             source, self.limit_batches, order=collector is not None, turn=turn, shard=self.shard
         )
@@ -194,6 +193,9 @@ class Evaluation:
                 carrier=carrier,
                 lockstep=needs_all,
             )
+        if batches.repeats and self.function is None and not self.has_warned:
+            self.has_warned = True
+            warn_of_repeats(section.team)
         seconds = time.perf_counter() - started
         if self.function is not None:
             samples = None
@@ -250,6 +252,16 @@ class Evaluation:
             )
         metrics.update(found)
         return list(found)
+
+
+def warn_of_repeats(team: Team) -> None:
+    """Say that the ranks seem to evaluate the same data."""
+    if team.leads:
+        logger.warning(
+            "all %d ranks began with the same batch: each seems to evaluate the whole data, so "
+            "that every sample counts %d times; give each rank its own part (of a stream: every "
+            "%d-th sample, or file)", team.size, team.size, team.size,
+        )  # fmt: skip
 
 
 def _refuse_differing(said: Sequence[Mapping[str, str]]) -> None:

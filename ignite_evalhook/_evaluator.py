@@ -12,12 +12,14 @@ from ignite.metrics import Metric
 from torch import nn
 from torch.utils._pytree import tree_map_only
 
+from ._alike import DATA, Given
 from ._autocast import Step, device_of, mixed
 from ._buffers import get_ready, without_ddp_broadcast
 from ._engine import grad_mode, run_pass, tell_data
+from ._given_data import data_of
 from ._loading import plan_batches
 from ._quiet import quiet
-from ._sharding import Turn
+from ._sharding import turn_of
 from ._team import Team
 from ._torchmetrics import as_ignite_metric, is_torchmetric
 from ._val_loss import ValLoss
@@ -78,9 +80,9 @@ class ModelEvaluator(Engine):
         ):
             if not team.alone:
                 check_unshared(modules)
-            get_ready(section, modules, "broadcast")
-            turn = Turn(team.rank, team.size, section.tell)
-            batches = plan_batches(data, limit, turn=turn)
+            said = {} if team.alone else {DATA: data_of(data, read=False)}
+            get_ready(section, modules, "broadcast", given=Given(said))
+            batches = plan_batches(data, limit, turn=turn_of(section))
             needs_all = not team.alone and is_sharded(modules)
             run_pass(self, batches, section=section, lockstep=needs_all)
         return self.state

@@ -16,7 +16,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Sampler, SequentialSampler
 
-from ._order import draw, index_sampler, length_of, smallest
+from ._fingerprint import fingerprint
+from ._order import check_unprepared, draw, index_sampler, length_of, smallest
 from ._sharding import ALONE, Dealt, Part, Shard, Turn, deal, is_stream, whole_of, with_sampler
 from .exceptions import EvaluationError
 
@@ -41,6 +42,9 @@ class Batches:
         total: Number of batches of all ranks; ``None`` before it is known, and where each rank
             has its own.
         seen: Batches evaluated so far; counted by whoever takes them.
+        first: The fingerprint of the first batch, where all ranks go through the batches, or each
+            has its own; ``None`` before it is known.
+        repeats: Whether all ranks are found to have the same first batch, and each its own data.
     """
 
     def __init__(
@@ -58,6 +62,8 @@ class Batches:
         self.length = None if length is None else smallest(length, limit)
         self.total = self.length if turn is ALONE else total
         self.seen = 0
+        self.first: int | None = None
+        self.repeats = False
         self._source = source
         self._limit = limit
         self._iterator: Iterator[Any] | None = None
@@ -73,15 +79,25 @@ class Batches:
 
     def _once(self) -> Iterator[Any]:
         # Batches are counted by who takes them: a Python frame for each one costs too much here.
-        batches: Iterator[Any] = islice(iter(self._source), self._limit)
-        if self._turn is not None and self._turn is not ALONE and self.total is None:
-            batches = self._pick(batches, self._turn)
+        source = () if self._limit == 0 else self._source  # which may start workers
+        batches: Iterator[Any] = islice(iter(source), self._limit)
+        if self._turn is None:
+            batches = self._look(batches)
+        elif self._turn is not ALONE and self.total is None:
+            batches = self._pick(self._look(batches), self._turn)
         yield from batches
         self._at_end = True
         if self._turn is not None and self._turn.world_size == 1:
             self.total = self.seen
             if self.seen == 0:
                 raise EvaluationError("the evaluation data is empty: no batch came")
+
+    def _look(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """Look at the first batch."""
+        for batch in batches:
+            if self.first is None:
+                self.first = fingerprint(batch)
+            yield batch
 
     def _pick(self, batches: Iterator[Any], turn: Turn) -> Iterator[Any]:
         """Give this rank's batches out of all, and count these."""
@@ -149,15 +165,19 @@ def plan_batches(
 
     Args:
         data: A ``DataLoader`` or any other iterable of batches.
-        limit: Batches of one process to stop after; ``None`` for all.
+        limit: Batches of all ranks to stop after; ``None`` for all.
         order: Keep track of which samples of the dataset each batch holds.
         turn: This rank's; ``None``: one process.  All that ranks tell each other is told here.
         shard: Whether the ranks share ``data``; else, as with a stream, each has its own.
     """
     alone = turn is None or turn.world_size == 1
+    if turn is not None and not alone:
+        check_unprepared(data, shard=shard)
     if turn is not None and shard and not is_stream(data) and not (alone and _is_whole(data)):
         return _plan_share(data, limit, order, turn)
     who = ALONE if alone else None
+    if turn is not None and limit is not None:
+        limit = len(turn.numbers(limit))  # of the batches of all ranks
     if not isinstance(data, DataLoader):
         return Batches(data, length_of(data) or None, limit, None, turn=who)
     if isinstance(data.dataset, IterableDataset):

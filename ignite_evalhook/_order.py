@@ -17,6 +17,7 @@ from torch.utils.data import (
     BatchSampler,
     DataLoader,
     DistributedSampler,
+    IterableDataset,
     Sampler,
     SequentialSampler,
 )
@@ -144,6 +145,37 @@ def _ranks_of(sampler: object) -> int:
     """Return to how many ranks a sampler deals out, as far as its attributes tell."""
     counts = [getattr(sampler, name, None) for name in _COUNTS]
     return max((count for count in counts if type(count) is int), default=1)
+
+
+def check_unprepared(loader: object, *, shard: bool) -> None:
+    """Refuse a loader that Accelerate has prepared for several ranks, since it repeats samples.
+
+    Args:
+        loader: The loader, or other data.
+        shard: Whether it is to be dealt out; if not, one that fills up no batch is taken.
+
+    Raises:
+        ValueError: Saying which loader to give.
+    """
+    kind = type(loader)
+    if not (isinstance(loader, DataLoader) and _is_accelerates(kind)):
+        return
+    if kind.__name__ == "DataLoaderShard" and not shard:
+        is_stream = isinstance(loader.dataset, IterableDataset)
+        if is_stream and not _is_accelerates(type(loader.dataset)):
+            return
+        if not is_stream and not getattr(loader.batch_sampler, "even_batches", False):
+            return
+    raise ValueError(
+        f"the loader was prepared by Accelerate: a {kind.__name__} deals its batches out to ranks "
+        "itself, and repeats samples to fill them up; give the hook the loader as it was before "
+        "accelerator.prepare(), which is then dealt out exactly (a stream: one that gives each "
+        "rank its own part)"
+    )
+
+
+def _is_accelerates(kind: type) -> bool:
+    return kind.__module__.split(".")[0] == "accelerate"
 
 
 def _cannot_undo(sampler: object) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 from ignite.metrics import Metric
 
+from ._alike import OWN_PARTS
 from ._collect import Carrier
 from ._loading import Batches
 from ._loss_meter import LossMeter
@@ -136,6 +137,7 @@ class Pool:
         report = {
             "seen": self._batches.seen,
             "total": self._batches.total,
+            "first": self._batches.first,
             "numbers": numbers,
             "samples": samples,
             "losses": self._meter.state(),
@@ -143,13 +145,18 @@ class Pool:
             "results": results,
         }
         told = self._section.meet("batches", report, self._bring_together)
-        self._values, self.losses, self.samples = told
+        self._values, self.losses, self.samples, self._batches.repeats = told
         # From now on each metric's compute() returns what all ranks were told.
         computes = {metric: partial(self._value, name) for name, metric in self._metrics.items()}
         self._answers.enter_context(answers(computes))
 
     def _bring_together(self, reports: Sequence[Mapping[str, Any]]) -> tuple[Any, ...]:
         check_same_data([report["total"] for report in reports])
+        firsts = {report["first"] for report in reports if report["first"] is not None}
+        if self._shared and len(firsts) > 1:
+            raise EvaluationError(
+                f"the ranks were given different data: their first batches differ.  {OWN_PARTS}"
+            )
         active = [report for report in reports if report["seen"] > 0]
         if not active:
             raise EvaluationError("the evaluation data is empty: no batch came, on no rank")
@@ -168,7 +175,9 @@ class Pool:
         }
         samples = [report["samples"] for report in active]
         known = [count for count in samples if count is not None]
-        return values, self._meter.compute(), sum(known) if len(known) == len(samples) else None
+        whole = sum(known) if len(known) == len(samples) else None
+        repeats = not self._shared and len(firsts) == 1 and len(active) > 1
+        return values, self._meter.compute(), whole, repeats
 
     def close(self) -> None:
         """Let the metrics compute by themselves again."""
@@ -200,8 +209,7 @@ def check_same_data(totals: Sequence[int | None]) -> None:
     if len(set(known.values())) > 1:
         counts = ", ".join(f"rank {rank} has {total}" for rank, total in known.items())
         raise EvaluationError(
-            f"the ranks were given different data: {counts} batches.  Each rank needs the whole "
-            "data, of which it evaluates its share; shard=False if each has its own part already"
+            f"the ranks were given different data: {counts} batches.  {OWN_PARTS}"
         )
 
 

@@ -28,7 +28,7 @@ from ._log import add_note, logger
 from ._metric_values import to_record
 from ._plain import to_plain
 from ._scores import missing_words
-from ._sharding import Turn
+from ._sharding import turn_of
 from ._storage import Storage
 from ._team import Section
 from ._whole_state import is_sharded
@@ -134,7 +134,7 @@ def _try_batch(
         batches = plan_batches(
             dataloader,
             min(team.size, evaluation.limit_batches or team.size),
-            turn=Turn(team.rank, team.size, section.tell),
+            turn=turn_of(section),
             shard=evaluation.shard,
         )
         try:

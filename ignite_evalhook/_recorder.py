@@ -13,10 +13,12 @@ from typing import Any
 
 from ignite.engine import Engine
 
+from ._alike import NOTHING, Given
 from ._best import Target, as_score
 from ._evaluation import Outcome
 from ._events import EvalEvents, Speaker
 from ._follower import Verdict
+from ._given import given
 from ._history import EvalRecord
 from ._line import describe
 from ._log import logger
@@ -76,8 +78,9 @@ class Recorder:
         self._is_evaluating = True
         try:
             with team.together(f"{self._plan.name}: an answer") as section:
-                evaluation.check_ranks(team)
-                with evaluation.session(data, section):
+                is_new = not self._run.has_begun
+                own = NOTHING if team.alone else self._given(data, weights=is_new)
+                with evaluation.session(data, section, given=own):
                     outcome = evaluation.run(data, trainer, section=section)
                 seconds = section.close(None, lambda said: outcome.seconds)
         finally:
@@ -128,7 +131,10 @@ class Recorder:
         self._speaker.fire(trainer, EvalEvents.EVAL_STARTED, None, len(run.history) + 1)
         place = [at.iteration, run.id, len(run.history), follower.scores(),
                  self._watchers.counters()]  # fmt: skip
-        with plan.evaluation.session(data, section, place) as eval_mode:
+        # What the hook was constructed with has been compared at the start of the run.
+        is_known = section.team.alone or data is plan.dataloader
+        own = NOTHING if is_known else self._given(data)
+        with plan.evaluation.session(data, section, place, own) as eval_mode:
             outcome = plan.evaluation.run(
                 data, trainer, section=section, judge=self._judge, adopt=self._adopt
             )
@@ -144,6 +150,9 @@ class Recorder:
         improved, seconds, account = section.close(None, write_down)
         follower.adopt_account(account)
         return _record(at, outcome, improved, seconds), outcome
+
+    def _given(self, data: Iterable[Any] | None, *, weights: bool = False) -> Given:
+        return given(self._plan, self._watchers, data, weights=weights)
 
     def _judge(self, metrics: dict[str, Any], computed: Sequence[str]) -> Verdict:
         """Judge complete metrics, on rank 0."""

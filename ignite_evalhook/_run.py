@@ -184,13 +184,13 @@ def check_same_standing(said: Sequence[Any]) -> str:
     """Refuse ranks of which one has another state, and return the run's name.
 
     Args:
-        said: The standing and the run's name, of each rank.
+        said: The standing and the run's name, of each rank, and what else it says.
 
     Raises:
         StateError: Naming the rank.
     """
     first = said[0][0]
-    for rank, (standing, _) in enumerate(said):
+    for rank, (standing, *_) in enumerate(said):
         if standing != first:
             raise StateError(
                 f"rank {rank} stands at {standing}; rank 0 at {first}: load the same checkpoint "

@@ -313,9 +313,13 @@ class Session:
         return False
 
     def _prepare(self, section: Section) -> None:
-        iteration, watched = self.need_trainer().state.iteration, self.watchers.metrics
         prepare(
-            self.plan, self.run, section, iteration=iteration, watched=watched, claim=self._claim
+            self.plan,
+            self.run,
+            section,
+            iteration=self.need_trainer().state.iteration,
+            watchers=self.watchers,
+            claim=self._claim,
         )
 
     def _claim(self, folder: RunFolder) -> None:

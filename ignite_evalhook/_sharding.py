@@ -11,51 +11,69 @@ Source:
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import Any, Protocol, TypeVar, overload
 
 import torch.distributed as dist
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    Sampler,
+    WeightedRandomSampler,
+)
 
+from ._alike import OWN_PARTS
+from ._fingerprint import held_indices
 from ._order import Order, dataset_order, draw, index_sampler, is_settled, origin_of, whole_sampler
-from ._team import Team
+from ._team import Section, Team
+from .exceptions import EvaluationError
 
 __all__ = ["shard_batches"]
 
 T = TypeVar("T")
+_DRAWS = 16  # after which a sampler that names the same samples each time is taken at its word
+Decide = Callable[[Sequence[Any]], Any]
 
 
-class Tell(Protocol):
-    """Run a function on rank 0 only; return its result, or raise, on every rank."""
+class Agree(Protocol):
+    """Tell rank 0 something; return, or raise, on every rank what it decides about all that."""
 
-    def __call__(self, draw: Callable[[], T], /) -> T: ...
+    def __call__(self, said: Any, decide: Decide, /) -> Any: ...
 
 
 @dataclass(frozen=True)
 class Turn:
-    """Which rank of how many this process is, and how it hears from rank 0."""
+    """Which rank of how many this process is, and how it agrees with the others."""
 
     rank: int
     world_size: int
-    tell: Tell
+    agree: Agree
 
     def numbers(self, total: int) -> range:
         """Return the numbers, 0-based, of this rank's batches among ``total``."""
         return range(self.rank, total, self.world_size)
 
 
-def _tell_nobody(draw: Callable[[], T], /) -> T:
-    return draw()
+def _agree_alone(said: Any, decide: Decide, /) -> Any:
+    return decide([said])
 
 
-ALONE = Turn(0, 1, _tell_nobody)
+ALONE = Turn(0, 1, _agree_alone)
 
 
-def _tell_team(draw: Callable[[], T], /) -> T:
-    return Team.current().tell(draw)
+def _agree_in_team(said: Any, decide: Decide, /) -> Any:
+    with Team.current().together("the order") as section:
+        return section.close(said, decide)
+
+
+def turn_of(section: Section) -> Turn:
+    """Return this rank's turn among those that go through a section together."""
+    return Turn(section.team.rank, section.team.size, partial(section.meet, "the order"))
 
 
 @dataclass(frozen=True)
@@ -148,13 +166,44 @@ def deal(
         whole: The sampler of one process.
         turn: This rank's.
         limit: Batches of one process to stop after; ``None`` for all.
-        drawn: Called on rank 0 where the order has to be drawn; ``None``: ask ``whole``.
+        drawn: Called where the order has to be drawn; ``None``: ask ``whole``.
+
+    Raises:
+        EvaluationError: If ranks would have drawn from different parts of the data.
     """
     order = dataset_order(whole)
     if order is None:  # a list, too: each rank may have made up its own
-        order = turn.tell(partial(draw, whole, limit) if drawn is None else drawn)
+        order = _agreed_order(whole, partial(draw, whole, limit) if drawn is None else drawn, turn)
     total = len(order) if limit is None else min(len(order), limit)
     return Part(order, turn.numbers(total))
+
+
+def _agreed_order(whole: Any, drawn: Callable[[], Any], turn: Turn) -> Any:
+    """Return the order of rank 0, for all, of the same samples as any other's would be.
+
+    One that chooses samples by chance may have others each time, and so on each rank.
+    """
+    is_plain = type(origin_of(whole)) in (RandomSampler, WeightedRandomSampler)
+    own: Any = drawn() if turn.rank == 0 or not is_plain else None
+    held = None if is_plain else held_indices(own)
+
+    def compare(said: Sequence[Any]) -> tuple[Any, bool]:
+        return own, any(each != said[0] for each in said)
+
+    order, differs = turn.agree(held, compare)
+    if differs:
+        again = (held_indices(drawn()) == held for _ in range(_DRAWS))  # until one differs
+        turn.agree((turn.rank > 0 and all(again), held), partial(_check_chosen, origin_of(whole)))
+    return order
+
+
+def _check_chosen(sampler: Any, said: Sequence[tuple[bool, int]]) -> None:
+    for rank, (is_fixed, held) in enumerate(said):
+        if is_fixed and held != said[0][1]:
+            raise EvaluationError(
+                f"the {type(sampler).__name__} of rank {rank} names other samples of the data than "
+                f"that of rank 0.  {OWN_PARTS}"
+            )
 
 
 def with_sampler(loader: DataLoader[Any], sampler: Any, **settings: Any) -> DataLoader[Any]:
@@ -219,7 +268,7 @@ def shard_batches(
     whole = whole_of(dataloader)
     if turn.world_size == 1 and whole is index_sampler(dataloader):
         return dataloader
-    if turn.world_size > 1 and turn.tell is _tell_nobody and not is_settled(whole):
+    if turn.world_size > 1 and turn.agree is _agree_alone and not is_settled(whole):
         raise ValueError(
             f"the order of a {type(origin_of(whole)).__name__} cannot be dealt out by "
             f"rank={rank} and world_size={world_size} alone: each rank would draw another one; "
@@ -249,7 +298,7 @@ def _turn(rank: int | None, world_size: int | None) -> Turn:
         # Ignite is not asked: its first answer is a collective.
         connected = dist.get_rank(), dist.get_world_size()
     if rank is None and world_size is None:
-        return ALONE if connected is None else Turn(*connected, _tell_team)
+        return ALONE if connected is None else Turn(*connected, _agree_in_team)
     if rank is None or world_size is None:
         raise ValueError(
             "rank and world_size must be given together or not at all, got "
@@ -261,4 +310,5 @@ def _turn(rank: int | None, world_size: int | None) -> Turn:
         raise ValueError(
             f"rank must be an integer from 0 to {world_size - 1} (world_size - 1), got {rank!r}"
         )
-    return Turn(rank, world_size, _tell_team if (rank, world_size) == connected else _tell_nobody)
+    is_connected = (rank, world_size) == connected
+    return Turn(rank, world_size, _agree_in_team if is_connected else _agree_alone)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
+from ._alike import NOTHING, check_alike
 from ._folder import RunFolder
+from ._given import given
 from ._log import logger
 from ._plan import Plan
 from ._preflight import check_evaluation, check_saving
 from ._run import Run, check_same_standing
 from ._team import Section
+from ._watchers import Watchers
 from ._whole_state import whole_states
 
 __all__: list[str] = []
@@ -21,7 +25,7 @@ def prepare(
     section: Section,
     *,
     iteration: int,
-    watched: Iterable[str],
+    watchers: Watchers,
     claim: Callable[[RunFolder], None],
 ) -> None:
     """Make ready, on every rank; for a run that has begun, only own the folder again.
@@ -33,20 +37,28 @@ def prepare(
         run: The run, which gets the name that it has on rank 0.
         section: What all ranks go through together.
         iteration: Iterations that the trainer has completed.
-        watched: Metrics that have to be there, besides the followed ones.
+        watchers: Who acts on its records.
         claim: Makes a folder the hook's own.
 
     Raises:
-        StateError: If the ranks do not stand at the same place, or the folder is another's.
+        EvaluationError: If the ranks were given different things.
+        StateError: If they do not stand at the same place, or the folder is another's.
         Exception: Whatever :mod:`._preflight` finds.
     """
     team = section.team
+    own = NOTHING
     if not run.has_begun:
         check_idle_options(plan.idle_options)
-        plan.evaluation.check_ranks(team)
+        if not team.alone:
+            own = given(plan, watchers, plan.dataloader, weights=True)
     folder = plan.folder if team.leads else None
     # A new run has another name on each rank.
-    run.id = section.meet("state", [run.standing(iteration), run.id], check_same_standing)
+
+    def compare(said: Sequence[Any]) -> str:
+        check_alike(own, [each for *_, each in said])
+        return check_same_standing(said)
+
+    run.id = section.meet("state", [run.standing(iteration), run.id, own.said], compare)
     if run.has_begun:
         if folder is not None:
             claim(folder)
@@ -54,7 +66,7 @@ def prepare(
     if plan.preflight and plan.schedule.interval is not None:
         states = whole_states(plan.to_save, team)
         check_saving(None if folder is None else folder.storage, states)
-        check_evaluation(plan.evaluation, plan.dataloader, plan.follower, watched, section)
+        check_evaluation(plan.evaluation, plan.dataloader, plan.follower, watchers.metrics, section)
     if folder is not None:
         claim(folder)
         folder.put_aside(run.id)

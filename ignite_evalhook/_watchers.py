@@ -47,6 +47,10 @@ class Watchers:
         """The metrics named."""
         return [m for m, _ in (*self._stoppers, *self._schedulers) if m is not None]
 
+    def stopping(self) -> list[tuple[str | None, int]]:
+        """Return the metric and the patience of each early stopping."""
+        return [(metric, stopper.patience) for metric, stopper in self._stoppers]
+
     @property
     def exhausted(self) -> bool:
         """Whether an early stopping has ended the run."""

@@ -509,6 +509,7 @@ def train_apart(rank: int, world: int, folder: str) -> dict[str, Any]:
     other = EvalHook(
         DataLoader(blobs(3), 1), evaluator, interval=2, save_best="auto", name="other",
         out_dir=f"{folder}/žluť 🐎", derive={"rank": lambda metrics: float(rank)},
+        sync_buffers=None,
     )  # fmt: skip
     asked = EvalHook(
         None, lambda engine: {"rank": rank, "at": engine.state.iteration}, name="asked",
@@ -516,7 +517,7 @@ def train_apart(rank: int, world: int, folder: str) -> dict[str, Any]:
     )  # fmt: skip
     clocked = EvalHook(
         DataLoader(blobs(3), 1), evaluator, name="clocked", interval=timedelta(seconds=2),
-        clock=itertools.count(step=1.0 + 100 * rank).__next__,
+        clock=itertools.count(step=1.0 + 100 * rank).__next__, sync_buffers=None,
     )  # fmt: skip
     hooks = [hook, other, asked, clocked]
     stopper = hook.early_stopping(3)
@@ -898,8 +899,7 @@ REFUSALS: dict[str, Refusal] = {
     ),
     "other data on each rank": Refusal(
         nothing,
-        ("different data", "rank 0 has 5", "rank 1 has 6", "rank 2 has 7", "shard=False"),
-        True,
+        ("rank 1 has a dataset of 6 samples, rank 0 a dataset of 5", "shard=False"),
         data=lambda rank: DataLoader(blobs(5 + rank), 1),
     ),
     "indices that nobody knows": Refusal(
@@ -983,7 +983,7 @@ def listen(rank: int) -> list[Any]:
     hook = EvalHook(
         DataLoader(blobs(5), 2), evaluator, compute_metrics=lambda results: {"n": len(results)},
         derive={"half": lambda metrics: metrics["val_loss"] / 2}, save_best="val_loss",
-        out_dir=False,
+        out_dir=False, sync_buffers=None,
     )  # fmt: skip
     hook.attach(trainer)
     heard: list[Any] = []

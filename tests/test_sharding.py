@@ -69,13 +69,13 @@ class Rank0:
     def turn(self, rank: int, world_size: int) -> Turn:
         told = iter(self.told)  # rank 0 goes first; this begins to be read when it has spoken
 
-        def tell(draw: Callable[[], Any]) -> Any:
+        def agree(said: Any, decide: Callable[[list[Any]], Any]) -> Any:
             if rank == 0:
-                self.told.append(draw())
+                self.told.append(decide([said]))
                 return copy.deepcopy(self.told[-1])
             return copy.deepcopy(next(told))
 
-        return Turn(rank, world_size, tell)
+        return Turn(rank, world_size, agree)
 
 
 def plain(batch: Any) -> Any:
@@ -105,7 +105,7 @@ def shard_of(monkeypatch: pytest.MonkeyPatch, loader: Any, turn: Turn) -> Any:
         patch.setattr(_sharding.dist, "is_initialized", lambda: True)
         patch.setattr(_sharding.dist, "get_rank", lambda: turn.rank)
         patch.setattr(_sharding.dist, "get_world_size", lambda: turn.world_size)
-        patch.setattr(_sharding, "_tell_team", turn.tell)
+        patch.setattr(_sharding, "_agree_in_team", turn.agree)
         return shard_batches(loader)
 
 
@@ -376,7 +376,7 @@ def test_each_rank_has_its_own_stream(data: Any) -> None:
 
 def test_data_that_is_not_shared_is_taken_as_it_is() -> None:
     loader = distributed(6, 2, False, 1, 2)
-    batches = plan_batches(loader, 1, order=True, turn=Rank0().turn(1, 2), shard=False)
+    batches = plan_batches(loader, 2, order=True, turn=Rank0().turn(1, 2), shard=False)
     [batch] = serve(batches)
     assert batch == [*loader.sampler][:2] == batches.next_indices()
     assert batches.numbers() is None
@@ -510,7 +510,7 @@ def test_workers_persist_from_evaluation_to_evaluation_while_the_order_changes()
     assert len(pids) == 1
     assert [len(order) for order in orders] == [2, 2, 1, 2]
     assert len({str(order) for order in orders}) > 1
-    assert orders == [told[::2] for told in ranks.told]
+    assert orders == [told[::2] for told, _ in ranks.told]
     assert loader._iterator is None
 
 
@@ -564,7 +564,7 @@ def test_the_order_is_told_once_for_each_pass_and_drawn_anew(
         shard.prefetch_factor = 2 if workers else None
     passes = [interleave([[plain(b) for b in shard] for shard in shards]) for _ in range(2)]
     assert len(ranks.told) == 2
-    assert passes == ranks.told
+    assert passes == [told for told, _ in ranks.told]
     assert passes[0] != passes[1]
 
 

@@ -1,0 +1,105 @@
+"""Tell different values and weights apart by a few numbers, so that ranks can compare them.
+
+Equal values have equal numbers, on every process.  What differs may go unnoticed: only a part of
+a large value is looked at, and of objects of foreign classes the attributes alone.
+"""
+
+from __future__ import annotations
+
+import sys
+import zlib
+from collections.abc import Iterable, Mapping
+from numbers import Integral
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__: list[str] = []
+
+_ELEMENTS = 1 << 16  # of a tensor or a sequence that are looked at
+_DEPTH = 6  # containers inside of containers
+_PRIME = 65521
+
+
+def fingerprint(value: Any) -> int:
+    """Return a number that tells a batch, a sample or a tensor from others.
+
+    A path counts by its last part: hosts may keep the same files in other places.
+    """
+    return zlib.crc32(repr(_described(value, _DEPTH)).encode())
+
+
+def _described(value: Any, depth: int) -> Any:
+    if isinstance(value, Tensor):
+        return [str(value.dtype), *value.shape, _weighted(value) if is_plain(value) else None]
+    if isinstance(value, str):
+        return value.replace("\\", "/").rpartition("/")[2]
+    if isinstance(value, (bool, int, float, complex, bytes, type(None))):
+        return value
+    numpy = sys.modules.get("numpy")
+    if numpy is not None and isinstance(value, (numpy.ndarray, numpy.generic)):
+        flat = some(numpy.asarray(value).reshape(-1))
+        held = flat[:_PRIME].tolist() if flat.dtype.hasobject else zlib.crc32(flat.tobytes())
+        return [str(value.dtype), *value.shape, held]
+    inner = value if isinstance(value, Mapping) else getattr(value, "__dict__", {})
+    if depth == 0:
+        return type(value).__name__
+    if isinstance(value, (list, tuple)):
+        return [_described(item, depth - 1) for item in some(value)]
+    return [type(value).__name__, *((str(key), _described(inner[key], depth - 1)) for key in inner)]
+
+
+def some(values: Any, count: int = _ELEMENTS) -> Any:
+    """Return evenly spaced elements of a sequence that may be large."""
+    return values[:: -(-len(values) // count) or 1]
+
+
+def _weighted(tensor: Tensor) -> int:
+    flat = some(tensor.detach().reshape(-1)).contiguous().view(torch.uint8).long()
+    place = torch.arange(1, flat.numel() + 1, device=flat.device) % _PRIME
+    return int((flat * place).sum())
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Return whether a tensor's elements can be looked at, all of them on this rank."""
+    return (
+        type(tensor) in (Tensor, nn.Parameter)
+        and tensor.layout is torch.strided
+        and not tensor.is_meta
+        and not tensor.is_quantized
+    )
+
+
+def held_indices(entries: Iterable[Any]) -> int:
+    """Return a number for some indices, in batches or not, whatever their order."""
+    flat = [i for entry in entries for i in (entry if isinstance(entry, list) else [entry])]
+    if not all(isinstance(index, Integral) for index in flat):
+        flat = [fingerprint(index) for index in flat]
+    mixed = torch.tensor(flat, dtype=torch.int64) * 0x5851F42D4C957F2D + 0x14057B7EF767814F
+    mixed = (mixed ^ (mixed >> 29)) * 0x1B873593CC9E2D51  # both wrap around
+    return int((mixed ^ (mixed >> 32)).sum())
+
+
+def weigh(modules: Iterable[nn.Module]) -> tuple[list[str], list[tuple[int, float, float]]]:
+    """Return the weights' names, and for each a number of name and shape, its norm and its sum.
+
+    The device is read once.  Weights that are parts, or not made yet, are left out.
+    """
+    found = {
+        f"{name} {tuple(weight.shape)}": weight.detach()
+        for module in modules
+        for name, weight in module.named_parameters()
+        if is_plain(weight)
+    }
+    sums = []
+    for weight in found.values():
+        real = torch.view_as_real(weight) if weight.is_complex() else weight
+        real = real if real.is_floating_point() else real.float()
+        norm = torch.linalg.vector_norm(real, dtype=torch.promote_types(real.dtype, torch.float32))
+        sums.append(torch.stack([norm, real.sum(dtype=norm.dtype)]).float())
+    values = torch.stack([each.to(sums[0].device) for each in sums]).tolist() if sums else []
+    return list(found), [
+        (zlib.crc32(name.encode()), norm, total)
+        for name, (norm, total) in zip(found, values, strict=True)
+    ]
