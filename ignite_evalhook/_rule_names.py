@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 __all__ = [
+    "AFTER",
+    "BEFORE",
     "DEFAULT_GREATER_KEYS",
     "DEFAULT_LESS_KEYS",
-    "DOUBTFUL_PARTS",
     "DOUBTS",
     "GREATER_WORDS",
     "LESS_WORDS",
@@ -36,6 +37,8 @@ DEFAULT_LESS_KEYS = ("loss",)
 GREATER_WORDS = _names(
     # right and wrong answers
     "accuracy, accuracies, exact, exact match, em, success, hit, hits, hit rate, win rate",
+    "top k categorical accuracy, handedness acc, precisions, average precision",
+    "mean average precision",
     "pass@, p@, r@, h@, hr@, recall, recalls, mrecall, sensitivity, selectivity, specificity",
     "tpr, tnr, ppv, npv, positive predictive value, negative predictive value, true positive",
     "true positives, true negative, true negatives, positive likelihood ratio, threat score",
@@ -93,6 +96,7 @@ LESS_WORDS = _names(
     "nll, nlpd, neg log likelihood, negative log likelihood, ce, bce, xent, cross entropy",
     "categorical cross entropy, sparse categorical cross entropy, perplexity, ppl, bpc, bpd, bpb",
     "bits per byte, bits per dim, hinge, squared hinge, categorical hinge, log cosh, poisson",
+    "hinge loss, ranking loss",
     "pinball, deviance, crps, continuous ranked probability score, brier, ece, mce, cost, regret",
     # wrong answers
     "fpr, fpr95, fnr, fdr, frr, false positive, false positives, false negative, false negatives",
@@ -134,9 +138,15 @@ DOUBTS = _names(
     "threshold, thresholds, thresh, loss scale, loss weight, kl weight",
     # a signed error is best at 0; `F1-all` of optical flow is an error, not an F1
     "mean error, bias error, f1 all, kitti f1",
+    # what it takes, not how good it is: `acc_time`, `top10_latency`; `atop` is no `a` and `top`
+    "time, latency, duration, seconds, memory, atop",
 )
-# The same for substrings, where MMCV's `top` and `mAP` match: `top1err`, `valmape`.
-DOUBTFUL_PARTS = ("err", "mape")
+
+BEFORE = _keys("m a bbox segm macro micro weighted balanced mean avg average overall total")
+BEFORE += _keys(r"val valid validation test eval dev train roc pr top\d+")
+AFTER = _keys(r"@?\d+ es score mean avg average macro micro weighted bbox segm top\d*")
+# Parts of a word that change nothing about the key beside them, as regular expressions: `valAcc`,
+# `mPrecision`, `rocauc`, `losses`, `top5`.  Any other rest makes another word: `heatmap`, `stop`.
 
 
 PRESETS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = MappingProxyType(

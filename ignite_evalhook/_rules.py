@@ -6,7 +6,7 @@ never guesses: a name that could mean both, or says nothing, is an error that as
 
 Source:
     The order of matching and the default keys are those of ``EvalHook`` in MMCV 1.x
-    (open-mmlab/mmcv#739; case-insensitive since #1076); whole words before substrings, the
+    (open-mmlab/mmcv#739; case-insensitive since #1076); words in place of substrings, the
     names of our field and the words that cast doubt are ours.  The code is our own.
 """
 
@@ -22,9 +22,10 @@ from itertools import combinations
 from typing import NamedTuple
 
 from ._rule_names import (
+    AFTER,
+    BEFORE,
     DEFAULT_GREATER_KEYS,
     DEFAULT_LESS_KEYS,
-    DOUBTFUL_PARTS,
     DOUBTS,
     GREATER_WORDS,
     LESS_WORDS,
@@ -80,16 +81,15 @@ class Rule(str, Enum):
 
 
 def check_keys(keys: Iterable[str], argument: str) -> tuple[str, ...]:
-    """Return ``keys`` as a tuple; ``argument`` is the name that an error gives them.
+    """Return ``keys`` as a tuple, one string as one key; an error names ``argument``.
 
     Raises:
-        TypeError: If ``keys`` is one string, or no iterable, or an item is no string.
+        TypeError: If ``keys`` is no iterable, or an item is no string.
         ValueError: If a key holds no letter and no digit, since it would match anything.
     """
-    if isinstance(keys, (str, bytes)) or not isinstance(keys, Iterable):
-        hint = f"; write ({keys!r},)" if isinstance(keys, str) else ""
-        raise TypeError(f"{argument} must be a list or tuple of strings, got {keys!r}{hint}")
-    checked = tuple(keys)
+    if isinstance(keys, bytes) or not isinstance(keys, Iterable):
+        raise TypeError(f"{argument} must be a list or tuple of strings, got {keys!r}")
+    checked = (keys,) if isinstance(keys, str) else tuple(keys)
     for key in checked:
         if not isinstance(key, str):
             raise TypeError(f"{argument} must hold only strings, got {key!r}")
@@ -108,7 +108,8 @@ def infer_rule(
     """Infer the rule for the metric called ``name``, ignoring case.
 
     The first of these that finds something decides: the name is a key; a whole word of the name
-    is a key, or one of the names of our field; a key is a part of the name, as in MMCV.
+    is a key, or one of the names of our field; a key is a part of a word, beside parts that are
+    known to change nothing.
 
     Args:
         name: The metric's name as it stands in the results, such as ``"coco/bbox_mAP_50"``.
@@ -138,7 +139,9 @@ def match_rule(
     2. a key is a whole word of the name (split at anything that is no letter or digit), or a
        run of whole words (``p-mpjpe``; ``AR@`` is the word with its sign); here the names of our
        field (:data:`GREATER_WORDS`, :data:`LESS_WORDS`) and the preset's keys count too;
-    3. a key is a substring of the name: only ``greater_keys`` and ``less_keys``, as MMCV does.
+    3. a key is a part of a word of which the rest is known to change nothing (``valAcc``,
+       ``mPrecision``, ``top5``): only ``greater_keys`` and ``less_keys``.  MMCV takes any
+       substring, also that of ``heatmap_dist`` or ``stop_time``.
 
     A longer match hides the shorter ones inside it: ``neg_log_loss`` is not a ``loss``.  Keys
     beyond the defaults win over the preset's, and those over the built-in ones.
@@ -160,7 +163,7 @@ def match_rule(
     if not isinstance(name, str):
         raise TypeError(f"the name of a metric must be a string, got {name!r}")
     keys = list(_all_keys(greater_keys, less_keys, preset))
-    for stage in (_exact_match, _word_matches, _substring_matches):
+    for stage in (_exact_match, _word_matches, _part_matches):
         matches = _not_hidden(stage(name, keys))
         if matches:
             return _decide(name, matches)
@@ -236,13 +239,15 @@ def _word_matches(name: str, keys: list[_Key]) -> list[_Match]:
     return matches
 
 
-def _substring_matches(name: str, keys: list[_Key]) -> list[_Match]:
-    parts = [key for key in keys if key.is_given]
-    parts += [_Key(part, None, 2, False) for part in DOUBTFUL_PARTS]
+def _part_matches(name: str, keys: list[_Key]) -> list[_Match]:
+    before, after = (rf"(?:{'|'.join(parts)})*" for parts in (BEFORE, AFTER))
     return [
-        _Match(found.start(), found.end(), key)
-        for key in parts
-        for found in re.finditer(re.escape(_fold(key.text)), _fold(name))
+        _Match(*found.span(1), key)
+        for key in keys
+        if key.is_given
+        for found in re.finditer(
+            rf"(?<![^\W_]){before}({re.escape(_fold(key.text))}){after}(?![^\W_])", _fold(name)
+        )
     ]
 
 

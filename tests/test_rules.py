@@ -195,17 +195,66 @@ def test_law_the_two_rules_are_mirror_images(one: float, two: float) -> None:
         ("DunnIndex", GREATER, "dunn"),
         ("Top5Error", LESS, "top 5 error"),
         ("R²", GREATER, "r2"),
-        # A key is a substring.
+        # A key is a part of a word, and the rest of it changes nothing.
         ("top5", GREATER, "top"),
         ("valAcc", GREATER, "acc"),
         ("rocauc", GREATER, "auc"),
-        ("vmAP50x", GREATER, "mAP"),
-        ("hingelosses", LESS, "loss"),
+        ("valmAP50", GREATER, "mAP"),
+        ("losses", LESS, "loss"),
+        ("totalLoss/2", LESS, "loss"),
+        ("mPrecision", GREATER, "precision"),
+        ("top5acc", GREATER, "acc"),
+        ("val/meanTop5", GREATER, "top"),
+        ("accTop1", GREATER, "acc"),
+        ("valAR@100", GREATER, "AR@"),
+        ("macroAUC", GREATER, "auc"),
     ],
 )
 def test_the_name_tells_the_rule_and_the_key_that_decided(name: str, rule: Rule, key: str) -> None:
     assert match_rule(name) == (rule, key)
     assert infer_rule(name) is rule
+
+
+PIECES = [
+    "heatmap_dist",
+    "heatmaploss",
+    "vmAP50x",
+    "bitmap_size",
+    "roadmap",
+    "remap",
+    "maple",
+    "feature_maps",
+    "mapping_quality",
+    "stop",
+    "stopped",
+    "desktop",
+    "laptop",
+    "topic",
+    "topology",
+    "backtop2",
+    "accident",
+    "account_age",
+    "accumulated_steps",
+    "acceptance_rate",
+    "vaccine",
+    "occlusion",
+    "auction",
+    "bauc",
+    "imprecision2",
+    "lossless_ratio",
+    "glossary",
+    "gloss",
+    "blossom",
+    "top1err2",
+    "valMAPE",
+    "accloss",
+    "hingelosses",
+    "autoprecision",
+    "smap",
+    "myaccx",
+    "top10k",
+    "nacc",
+]
 
 
 @pytest.mark.parametrize(
@@ -215,8 +264,7 @@ def test_the_name_tells_the_rule_and_the_key_that_decided(name: str, rule: Rule,
         ("acc_loss", "'acc' says greater, 'loss' says less"),
         ("recall_error", "'recall' says greater, 'error' says less"),
         ("loss/val/dice", "'loss' says less, 'dice' says greater"),
-        ("accloss", "'acc' says greater, 'loss' says less"),
-        ("heatmaploss", "'mAP' says greater, 'loss' says less"),
+        ("valAcc_valLoss", "'acc' says greater, 'loss' says less"),
         # Something turns the score round or takes its direction away.
         ("neg_mse", "'neg' leaves it open, 'mse' says less"),
         ("negative_iou", "'negative' leaves it open, 'iou' says greater"),
@@ -233,9 +281,11 @@ def test_the_name_tells_the_rule_and_the_key_that_decided(name: str, rule: Rule,
         ("PrecisionRecallCurve", "'curve' leaves it open"),
         ("mean_error", "'mean error' leaves it open"),
         ("F1-all", "'f1 all' leaves it open"),
-        ("top1err2", "'top' says greater, 'err' leaves it open"),
-        ("valMAPE", "'mape' leaves it open"),
-        # No stage finds any.
+        ("acc_time", "'acc' says greater, 'time' leaves it open"),
+        ("top10_latency", "'latency' leaves it open"),
+        ("atop_level", "'atop' leaves it open"),
+        # No stage finds any: a key is only a piece of another word.
+        *((name, "no key matches") for name in PIECES),
         ("score", "no key matches"),
         ("grad_norm", "no key matches"),
         ("warp", "no key matches"),
@@ -265,7 +315,7 @@ def test_mmcvs_greater_keys_act_at_all_three_stages(key: str) -> None:
     word = key.rstrip("@")
     assert infer_rule(key) is GREATER
     assert infer_rule(f"val/{key}_100") is GREATER
-    assert infer_rule(f"x{key}x") is GREATER
+    assert infer_rule(f"val{key}50") is GREATER
     assert infer_rule(f"val_{word}@5") is GREATER
 
 
@@ -307,11 +357,15 @@ def test_the_callers_keys_replace_the_default_ones() -> None:
         # At all three stages.
         ("Quux", ["quux"], [], GREATER, "quux"),
         ("val.quux", [], ["Quux"], LESS, "Quux"),
-        ("myquuxes", [], ["quux"], LESS, "quux"),
+        ("meanQuuxes", [], ["quux"], LESS, "quux"),
+        ("mquux@5", ["quux"], [], GREATER, "quux"),
         # Exactly in both lists: greater first, as MMCV.
         ("Quux", ["quux"], ["quux"], GREATER, "quux"),
         # A key is no pattern.
-        ("xa+bx", ["a+b"], [], GREATER, "a+b"),
+        ("vala+b5", ["a+b"], [], GREATER, "a+b"),
+        # One string is one key, as in MMEngine.
+        ("val_quux", "quux", (), GREATER, "quux"),
+        ("quux1", "acc", "quux", LESS, "quux"),
         # A word of ours that the caller names is no longer ours, nor is a doubt.
         ("val_mae", ["mae"], ["loss"], GREATER, "mae"),
         ("val_iou", ["acc"], ["iou"], LESS, "iou"),
@@ -338,7 +392,8 @@ def test_the_callers_keys_win_over_the_built_in_words(
     ("name", "greater", "less", "reason"),
     [
         ("val_quux", ["quux"], ["quux"], "'quux' says greater, 'quux' says less"),
-        ("myquuxes", ["quux"], ["quux"], "'quux' says greater, 'quux' says less"),
+        ("meanquux", ["quux"], ["quux"], "'quux' says greater, 'quux' says less"),
+        ("myquux", ["quux"], [], "no key matches"),
         # A word of ours beside the caller's is still counted: both are in the name.
         ("quux_error", ["quux"], ["loss"], "'quux' says greater, 'error' says less"),
         # Our longer name may not hide what the caller said.
@@ -358,7 +413,7 @@ def test_the_callers_keys_do_not_silence_what_else_the_name_says(
 @pytest.mark.parametrize(
     ("keys", "error", "words"),
     [
-        ("FID", TypeError, r"list or tuple of strings, got 'FID'; write \('FID',\)"),
+        ("", ValueError, r"keys with a letter or a digit, got ''$"),
         (b"FID", TypeError, r"list or tuple of strings, got b'FID'$"),
         (None, TypeError, r"list or tuple of strings, got None$"),
         (3, TypeError, r"list or tuple of strings, got 3$"),

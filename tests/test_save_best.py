@@ -257,7 +257,7 @@ def test_auto_with_a_name_that_tells_no_rule_is_found_before_the_first_step() ->
         ("strangeness", {"rule": "greater"}, 0.3),
         ("strangeness", {"rule": {"strangeness": "less"}}, 0.1),
         ("acc", {"rule": {"other": "less"}}, 0.3),
-        ("strangeness", {"greater_keys": ["strange"]}, 0.3),
+        ("mStrangeness", {"greater_keys": "strangeness"}, 0.3),
         ("strangeness", {"less_keys": ["strangeness"]}, 0.1),
         ("NDS", {"preset": "mmdet3d"}, 0.3),
         ("mATE", {"preset": "mmdet3d"}, 0.1),
