@@ -28,6 +28,7 @@ from ignite.metrics import Metric
 
 from ._collect import Carrier
 from ._loading import Batches
+from ._log import say_once
 from ._merge import check_exact, merged, metric_state, no_collectives
 from ._pool import Pool, answers
 from ._results import ResultCollector
@@ -46,6 +47,15 @@ def grad_mode(evaluator: Engine) -> AbstractContextManager[Any]:
 
 
 Complete = Callable[[dict[str, Any]], None]
+
+_COUNTS_DIFFER = (
+    "an output has %d rows, but the loader put %d samples into the batch, and its mean loss counts "
+    "by those; if it is a mean of anything else, return ValLoss(loss, weight=...)"
+)
+_IS_TOTAL = (
+    "the loss %r is the sum of the other losses in every batch, so it is val_loss by itself; "
+    "ValLoss(..., total=...) says so beforehand"
+)
 
 
 def run_pass(
@@ -103,13 +113,17 @@ def run_pass(
         number = None if before_batch is None else before_batch(batch)
         batches.seen += 1
         output, loss = split_val_loss(process(engine, batch))
-        count = count_samples(output, batch)
+        loaded, seen = batches.next_count(), count_samples(output, batch)
+        count = seen if loaded is None else loaded
         if loss is not None:
-            meter.update(loss, count)
+            by_element = loaded is None and loss.elements is not None
+            meter.update(loss, loss.elements if by_element else count)
+            if count != seen and seen is not None and loss.counts_by_samples:
+                say_once(evaluator, _COUNTS_DIFFER, seen, count)
         if samples is not None:
             samples = None if count is None else samples + count
         if collector is not None:
-            collector.add(output, count, batches.next_indices(), number)
+            collector.add(output, seen, batches.next_indices(), number)
         return output
 
     def meet() -> None:
@@ -125,6 +139,8 @@ def run_pass(
         _check_complete(batches, swallowed)
         metrics = evaluator.state.metrics
         _add_losses(metrics, meter.compute() if pool is None else pool.losses)
+        if meter.found_total is not None:
+            say_once(evaluator, _IS_TOTAL, meter.found_total, level=logging.INFO)
         if complete is not None:
             complete(metrics)
         done = True

@@ -18,11 +18,11 @@ from ._buffers import get_ready, without_ddp_broadcast
 from ._engine import grad_mode, run_pass, tell_data
 from ._given_data import data_of
 from ._loading import plan_batches
+from ._loss_weight import as_val_loss
 from ._quiet import quiet
 from ._sharding import turn_of
 from ._team import Team
 from ._torchmetrics import as_ignite_metric, is_torchmetric
-from ._val_loss import ValLoss
 from ._whole_state import check_unshared, is_sharded, unwrap
 
 __all__ = ["create_evaluator"]
@@ -111,7 +111,9 @@ def create_evaluator(
         metrics: Name to metric, attached in this order: Ignite's, or of ``torchmetrics``, of
             which a ``MetricCollection`` gives its results under their own names.
         loss_fn: ``loss_fn(y_pred, y)`` becomes the validation loss: a scalar (the mean of the
-            batch), a tensor of shape ``(batch,)``, a mapping of losses, or a ``ValLoss``.
+            batch), a tensor of shape ``(batch,)``, a mapping of losses, or a ``ValLoss``.  Torch's
+            own ``CrossEntropyLoss`` and ``NLLLoss`` (``ignore_index``, class weights) and those
+            with ``reduction="sum"`` give the mean that they give of the whole set.
         device: Where batches go.  ``None``: where the model's first parameter is.
         non_blocking: Whether copies of pinned batches to a GPU may overlap with computation.
         prepare_batch: ``prepare_batch(batch, device=, non_blocking=) -> (x, y)``.
@@ -170,6 +172,7 @@ def _make_step(
 ) -> Step:
     val_step = getattr(model, "val_step", None)
     by_itself = callable(val_step) and loss_fn is None and prepare_batch is None
+    measure = None if loss_fn is None else as_val_loss(loss_fn)
     place, on_cpu = torch.device("cpu"), True
 
     def find_place() -> None:
@@ -192,10 +195,9 @@ def _make_step(
         else:
             x, y = prepare(batch)
         y_pred = model(x)
-        if loss_fn is None:
+        if measure is None:
             return y_pred, y
-        loss = loss_fn(y_pred, y)
-        return y_pred, y, loss if isinstance(loss, ValLoss) else ValLoss(loss)
+        return y_pred, y, measure(y_pred, y)
 
     def run_val_step(engine: Engine, batch: Any) -> Any:
         return val_step(batch)  # type: ignore[misc]  # used only where it is callable

@@ -8,8 +8,9 @@ batch holds.
 from __future__ import annotations
 
 import warnings
+from collections import deque
 from collections.abc import Iterable, Iterator, Sized
-from itertools import islice, tee
+from itertools import chain, islice, repeat, tee
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -36,6 +37,7 @@ class Batches:
         total: Number of batches of all ranks, if ``source`` is this rank's share; ``None``: it
             holds those of all ranks.
         data: What was given to evaluate, before it was dealt out.
+        counts: How many samples of the dataset the loader puts into each batch, if it tells.
 
     Attributes:
         length: Number of batches, if it is known beforehand.
@@ -57,8 +59,10 @@ class Batches:
         turn: Turn | None = ALONE,
         total: int | None = None,
         data: Any = None,
+        counts: Iterable[int | None] = (),
     ) -> None:
         self.data = data
+        self._counts = iter(counts)
         self.length = None if length is None else smallest(length, limit)
         self.total = self.length if turn is ALONE else total
         self.seen = 0
@@ -127,6 +131,10 @@ class Batches:
                 )
                 return
 
+    def next_count(self) -> int | None:
+        """Return how many samples the loader put into the next batch; ``None`` if nobody tells."""
+        return next(self._counts, None)
+
     def next_indices(self) -> list[int] | None:
         """Return the dataset indices of the next batch; ``None`` if they cannot be known."""
         return None if self._indices is None else next(self._indices, None)
@@ -184,14 +192,18 @@ def plan_batches(
         return Batches(go_through(apart(data)), None, limit, None, turn=who)
     indices: Iterable[list[int]] | None = batch_indices(data) if order else None
     drawn = order and indices is None
+    counts: CountedBatches | Iterable[int | None] = counts_of(data)
     if drawn:
         indices = told = draw_order(data, limit)
         twin = with_order(data, told)
+        counts = map(len, told)
     else:
-        twin = apart(data, limit=limit)
+        counted = counts if isinstance(counts, CountedBatches) else None
+        twin = apart(data, counted, limit=limit)
+        counts = counts if counted is None else counted.sizes()
     source = go_through(twin, seed=not drawn)
     length = length_of(twin if drawn else data) or None
-    return Batches(source, length, limit, indices, turn=who, data=data)
+    return Batches(source, length, limit, indices, turn=who, data=data, counts=counts)
 
 
 def _is_whole(data: Iterable[Any]) -> bool:
@@ -225,7 +237,51 @@ def _plan_share(data: Iterable[Any], limit: int | None, order: bool, turn: Turn)
         indices = map(list, part) if loader.batch_sampler is not None else ([i] for i in part)
     # A class of the user's own may give more batches than its sampler names: let it, and see.
     length = len(part) if type(loader).__iter__ is DataLoader.__iter__ else None
-    return Batches(source, length, None, indices, turn=turn, total=part.total, data=loader)
+    counts = () if loader.batch_sampler is None else map(_size, part)
+    return Batches(
+        source, length, None, indices, turn=turn, total=part.total, data=loader, counts=counts
+    )
+
+
+class CountedBatches(Sampler[Any]):
+    """A sampler of batches that remembers how large each is, until :meth:`sizes` gives it out."""
+
+    def __init__(self, sampler: Any) -> None:
+        self._sampler = sampler
+        self._sizes: deque[int | None] = deque()
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self._sampler:
+            self._sizes.append(_size(batch))
+            yield batch
+
+    def __len__(self) -> int:
+        return len(self._sampler)
+
+    def sizes(self) -> Iterator[int | None]:
+        """Give the sizes out, each after its batch has been drawn."""
+        while self._sizes:
+            yield self._sizes.popleft()
+
+
+def _size(batch: Any) -> int | None:
+    return len(batch) if isinstance(batch, Sized) else None
+
+
+def counts_of(loader: DataLoader[Any]) -> CountedBatches | Iterable[int]:
+    """Return how many samples a loader puts into each batch, or what will know it in a pass."""
+    sampler = loader.batch_sampler
+    if (
+        sampler is None
+        or type(loader).__iter__ is not DataLoader.__iter__  # which may do anything
+        or not getattr(loader, "in_order", True)  # workers may overtake each other
+    ):
+        return ()
+    size = length_of(sampler.sampler) if type(sampler) is BatchSampler else None
+    if size is None:
+        return CountedBatches(sampler)
+    whole, rest = divmod(size, sampler.batch_size)  # type: ignore[attr-defined]
+    return chain(repeat(sampler.batch_size, whole), [rest])  # type: ignore[attr-defined]
 
 
 def follow(batches: Iterable[Any], shard: Shard, kind: type) -> Iterator[Any]:

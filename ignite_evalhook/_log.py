@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import logging
 import sys
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch.distributed as dist
 
@@ -22,6 +24,17 @@ def add_note(error: BaseException, note: str) -> None:
     else:
         vars(error)["__notes__"] = [*getattr(error, "__notes__", ()), note]
         logger.error("%s", note)
+
+
+_SAID: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()
+
+
+def say_once(owner: object, message: str, *values: object, level: int = logging.WARNING) -> None:
+    """Log a message once in the life of ``owner``, whatever the values."""
+    said = _SAID.setdefault(owner, set())
+    if message not in said:
+        said.add(message)
+        logger.log(level, message, *values)
 
 
 class _ShowIfNobodyElseDoes(logging.Handler):

@@ -28,12 +28,15 @@ Component: TypeAlias = Scalar | Sequence[Scalar]
 Weight: TypeAlias = Scalar | None
 
 TOTAL = "val_loss"
+_TOTALS = ("loss", "total_loss")  # what an entry is called that is the sum of the others
+_SUM_OF = "the others beside "  # columns of such entries and of that sum
 
 # Name, value and weight: float64 and, where they are tensors, our own copies.
 _Entry: TypeAlias = tuple[str, Scalar, Scalar]
 
 _F64 = torch.float64
 _CHUNK = 512  # tensors that are joined into one
+_NUMBERS = (int, float)
 
 
 class BatchLoss(Protocol):
@@ -61,12 +64,16 @@ class LossMeter:
     has its own mean under its own name.  With one weight for all components, or none, the
     total is taken batch by batch, so a component missing in some batches counts 0 there, as in
     training, while its own mean is over the batches that have it.  With a mapping of weights
-    the total is the sum of the components' means.
+    the total is the sum of the components' means.  An entry ``loss`` or ``total_loss`` that is the
+    sum of the others in every batch is the total itself.
+
+    Attributes:
+        found_total: The entry that :meth:`compute` has found to be the total.
 
     Memory: 16 bytes an entry, so 1.6 MB after 100,000 batches with a scalar loss.
     """
 
-    __slots__ = ("_columns", "_counts", "_layout", "_usual")
+    __slots__ = ("_columns", "_counts", "_layout", "_mappings", "_usual", "found_total")
 
     def __init__(self) -> None:
         self.reset()
@@ -75,15 +82,18 @@ class LossMeter:
         """Forget everything that was seen."""
         self._layout: _Layout | None = None
         self._columns: dict[str, _Column] = {}
+        self._mappings = 0  # batches with a mapping of losses
+        self.found_total: str | None = None
         self._usual = array("d")  # means on the host that wait to join their column,
-        self._counts = array("d")  # and how many samples they are the means of
+        self._counts = array("d")  # and what they weigh
 
     @property
     def names(self) -> tuple[str, ...]:
         """List the names that :meth:`compute` gives, ``"val_loss"`` first; ``()`` at first."""
         if self._layout is None:
             return ()
-        return (TOTAL, *(name for name in self._columns if name != TOTAL))
+        own = (name for name in self._columns if name != TOTAL and not name.startswith(_SUM_OF))
+        return (TOTAL, *own)
 
     def update(self, val_loss: BatchLoss, samples: int | None) -> None:
         """Take in the loss of one batch; never waits for a device.
@@ -100,23 +110,24 @@ class LossMeter:
                 batches before.  Nothing is taken in then.
         """
         loss = val_loss.loss
+        weight: Any = samples if val_loss.weight is None else val_loss.weight
         if (
             (self._layout is _SINGLE or self._layout is None)
             and type(loss) is Tensor
             and loss.is_cpu
             and not loss.ndim
-            and val_loss.weight is None
-            and samples is not None
+            and type(weight) in _NUMBERS
         ):
             # A plain mean that is on the host already: there is no device to wait for, and
             # reading it costs a tenth of copying it.
             self._layout = _SINGLE
             self._usual.append(loss.item())
-            self._counts.append(samples)
+            self._counts.append(weight)
         elif isinstance(loss, dict):
             layout = _Layout(True, isinstance(val_loss.weight, dict), val_loss.total)
             entries = _mapping_entries(loss, val_loss.weight, val_loss.total, samples)
             self._agree(layout)
+            self._mappings += 1
             for name, value, weight in entries:
                 self._add(name, value, weight)
         else:
@@ -140,26 +151,40 @@ class LossMeter:
             return {}
         if not self._columns:  # plain means only, which need no tensors
             return {TOTAL: _mean_by_samples(self._usual, self._counts)}
-        means = {name: _mean(name, entries) for name, entries in self._host().items()}
-        if self._layout.total is not None:
-            total = means[self._layout.total]
-        elif TOTAL in means:
-            total = means[TOTAL]
+        host = self._host()
+        means = {n: _mean(n, entries) for n, entries in host.items() if not n.startswith(_SUM_OF)}
+        self.found_total = next((n for n in _TOTALS if self._is_sum(host.get(_SUM_OF + n))), None)
+        entry = self._layout.total or self.found_total or TOTAL
+        if entry in means:
+            total = means[entry]
         else:
             total = _exact_sum([mean for name, mean in means.items() if "loss" in name])
         return {TOTAL: total, **{name: mean for name, mean in means.items() if name != TOTAL}}
+
+    def _is_sum(self, pairs: Tensor | None) -> bool:
+        """Return whether an entry was in every batch the sum of the others, as far as that tells.
+
+        Args:
+            pairs: Entry and sum, ``(2, batches)``, in units of what rounding may change.
+        """
+        if pairs is None or pairs.shape[1] != self._mappings:
+            return False
+        own, others = pairs
+        return bool(((own - others).abs() <= 1.0).logical_or(own.isnan() & others.isnan()).all())
 
     def state(self) -> dict[str, Any]:
         """Return all entries on the host, for :meth:`merge` elsewhere; waits for the device.
 
         Returns:
-            ``{}`` if nothing was seen, else ``{"layout": [mapping, separate, total], "entries":
-            {name: tensor}}``: two booleans, a string or ``None``, and float64 CPU tensors
-            ``(2, entries)`` of the values and their weights.
+            ``{}`` if nothing was seen, else ``{"layout": [mapping, separate, total], "mappings":
+            batches, "entries": {name: tensor}}``: two booleans, a string or ``None``; a number;
+            and float64 CPU tensors ``(2, entries)`` of the values and their weights.
         """
         if self._layout is None:
             return {}
-        return {"layout": list(self._layout), "entries": self._host()}
+        return {
+            "layout": list(self._layout), "mappings": self._mappings, "entries": self._host()
+        }  # fmt: skip
 
     def merge(self, state: Mapping[str, Any]) -> None:
         """Take in the entries of another meter; in whatever order, the means are the same.
@@ -173,6 +198,7 @@ class LossMeter:
         if not state:
             return
         self._agree(_Layout(*state["layout"]))
+        self._mappings += state.get("mappings", 0)
         for name, (values, weights) in state["entries"].items():
             self._add(name, values.clone(), weights.clone())
 
@@ -311,7 +337,38 @@ def _mapping_entries(
             summands = [value.mean() if _is_per_sample(value) else value for value in summands]
         value = reduce(add, summands)
         entries.append((TOTAL, value, _weigh(TOTAL, value, weight, samples, mean_of)))
+    named = {name: part for name, part in parts.items() if "loss" in name}
+    if total is None and len(named) > 1:
+        unit = _unit_of_rounding(loss[name] for name in named)
+        entries += [_beside_others(name, named, unit) for name in _TOTALS if name in named]
     return entries
+
+
+def _beside_others(name: str, losses: Mapping[str, Scalar], unit: float) -> _Entry:
+    """Return an entry and the sum of the others, as multiples of how far rounding may part them.
+
+    To add n numbers rounds n - 1 times, and each side may have been cast once: by n + 1 units of
+    rounding of the coarsest type in all, of magnitudes of which each side has half.
+    """
+    means: dict[str, Scalar] = {
+        n: part.mean() if _is_per_sample(part) else part for n, part in losses.items()
+    }
+    magnitude: Any = reduce(add, [abs(mean) for mean in means.values()])
+    own = means.pop(name)
+    others = reduce(add, means.values())
+    apart = magnitude * ((len(means) + 1) / 2 * unit)
+    if not isinstance(apart, Tensor) and apart == 0.0:  # a tensor gives NaN, which tells nothing
+        return _SUM_OF + name, 0.0, 0.0
+    return _SUM_OF + name, own / apart, others / apart
+
+
+def _unit_of_rounding(losses: Iterable[Component]) -> float:
+    """Return by what part of itself a number may be rounded; Python's may come from float32."""
+    flat = chain.from_iterable(
+        [part] if isinstance(part, (Tensor, float)) else part for part in losses
+    )
+    dtypes = {part.dtype for part in flat if isinstance(part, Tensor) and part.is_floating_point()}
+    return max(torch.finfo(dtype).eps for dtype in {torch.float32, *dtypes}) / 2
 
 
 def _weigh(

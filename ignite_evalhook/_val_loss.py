@@ -50,7 +50,8 @@ class ValLoss:
             components' own means, and a component without a weight counts by samples.
             What weighs 0 counts nothing, even where it is NaN (the mean of no tokens).
         total: Name of the entry that already is the sum of the others.  ``None``: the total is
-            the sum over the names that contain ``"loss"``, as in training.
+            the sum over the names that contain ``"loss"``, as in training; or an entry ``"loss"``
+            or ``"total_loss"`` that equals the sum of the others in every batch.
 
     Raises:
         TypeError: If ``loss``, a component or a weight is no number and no real tensor.
@@ -64,8 +65,9 @@ class ValLoss:
         ValLoss({'loss_cls': float32[4], 'loss_box': [float32[], float32[]]})
     """
 
-    __slots__ = ("loss", "total", "weight")
+    __slots__ = ("elements", "loss", "total", "weight")
 
+    elements: int | None  # that a mean was taken over, where a function of torch's tells
     loss: Scalar | dict[str, Component]
     weight: Weight | dict[str, Weight]
     total: str | None
@@ -77,6 +79,7 @@ class ValLoss:
         weight: Weight | Mapping[str, Weight] = None,
         total: str | None = None,
     ) -> None:
+        self.elements = None
         self.total = total
         if isinstance(loss, Tensor):  # first and short: this runs once a batch
             self.loss = _check_real("loss", loss)
@@ -91,6 +94,12 @@ class ValLoss:
                 f"{_describe(self.loss)}; leave total= out"
             )
         self.weight = None if weight is None else _check_weights(weight, self.loss)
+
+    @property
+    def counts_by_samples(self) -> bool:
+        """Whether it is a mean that nothing but the number of samples weighs."""
+        is_mean = not isinstance(self.loss, Tensor) or self.loss.ndim == 0
+        return is_mean and self.weight is None
 
     def __repr__(self) -> str:
         """Return types and shapes; the values may be on a device that has not computed yet."""
