@@ -19,6 +19,7 @@ from torch.utils.data import Dataset, IterableDataset
 from ._averaged import averaged_weights
 from ._checkpoint import check_n_saved
 from ._evaluation import parameters_of
+from ._rules import Rule
 from ._targets import AUTO
 
 __all__: list[str] = []
@@ -129,6 +130,27 @@ def check_save_best(save_best: object, n_saved: int | None) -> dict[str, int | N
     if AUTO in names and len(names) > 1:
         raise ValueError("save_best='auto' chooses one metric; it cannot be in a list of names")
     return names
+
+
+def check_rules(
+    rule: str | Mapping[str, str] | Sequence[str | None] | None, metrics: Sequence[str]
+) -> str | Mapping[str, str] | None:
+    """Return one rule for all metrics, or a mapping; a list is in the order of ``metrics``.
+
+    Raises:
+        ValueError: If a rule is none, or a list has neither one nor as many as the metrics.
+    """
+    if isinstance(rule, (list, tuple)):
+        if len(rule) not in (1, len(metrics)):
+            raise ValueError(
+                f"rule must have one item for each metric of save_best {list(metrics)}, or one for "
+                f"all of them, got {list(rule)}"
+            )
+        rule = cast("Any", rule[0] if len(rule) == 1 else dict(zip(metrics, rule, strict=True)))
+    for one in rule.values() if isinstance(rule, Mapping) else [rule]:
+        if one is not None:
+            Rule(one)
+    return cast("str | Mapping[str, str] | None", rule)
 
 
 def check_dataloader(dataloader: object) -> None:

@@ -16,6 +16,7 @@ from ._checkpoint import BestCheckpoint
 from ._keeper import Keeper, Live, plain, read_live
 from ._leaders import Leader, improved, without_lost
 from ._moment import Position
+from ._nested import flat
 from ._scores import ScoreReader
 from ._sidecar import Kept
 from ._storage import Storage
@@ -134,10 +135,14 @@ class Follower:
             RuleInferenceError: If ``"auto"`` chooses one whose name does not tell its rule.
         """
         targets = self.targets
-        if self.followed.auto and not targets and metrics:
-            self.followed.choose(metrics, order)
-            targets = self.targets
-            self.keeper.bind(targets)
+        if self.followed.auto and not targets:
+            chosen = self.followed.would_choose(metrics, order)
+            if chosen is None:
+                what = f"save_best='auto' found no number among {list(flat(metrics))}"
+                self.reader.excuse(what, empty=empty, when=when)
+            else:
+                self.followed.now = targets = (chosen,)
+                self.keeper.bind(targets)
         names = [target.metric for target in targets]
         for metric in dict.fromkeys(watched):
             if metric not in names:

@@ -16,6 +16,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, overload
 
+from ._nested import flat, look_up
 from ._strict_json import dumps, nan_for_null
 
 __all__ = ["EvalRecord", "History"]
@@ -60,11 +61,12 @@ class EvalRecord:
         """Return the record as plain dicts, lists, strings and numbers.
 
         Args:
-            scalars_only: Leave out metrics that are no numbers (strings, nested lists).
+            scalars_only: Leave out metrics that are no numbers (strings, nested lists); those in
+                nested mappings get the name that leads to them, ``bbox/AP50``.
         """
         metrics = dict(self.metrics)
         if scalars_only:
-            metrics = {n: value for n, value in metrics.items() if isinstance(value, (int, float))}
+            metrics = {n: v for n, v in flat(metrics).items() if isinstance(v, (int, float))}
         # Spelt out, in the order of _FIELDS: a state holds thousands of these.
         return {
             "epoch": self.epoch,
@@ -128,7 +130,7 @@ class History(Sequence[EvalRecord]):
             )
         self._records.append(record)
         # Counted here, so that an evaluation never has to look through all earlier ones.
-        self._names.update(record.metrics)
+        self._names.update(record.metrics, flat(record.metrics))
         self._best_count += record.is_best
 
     @property
@@ -180,11 +182,13 @@ class History(Sequence[EvalRecord]):
             metrics: Columns to show; by default every metric that was ever a number.
         """
         if metrics is None:
-            names = dict.fromkeys(name for r in self._records for name in r.metrics)
-            metrics = [n for n in names if any(_is_number(r.metrics.get(n)) for r in self._records)]
+            names = dict.fromkeys(name for r in self._records for name in flat(r.metrics))
+            metrics = [
+                n for n in names if any(_is_number(look_up(r.metrics, n)) for r in self._records)
+            ]
         rows = [["epoch", "iteration", *metrics, "samples", "seconds", ""]]
         for r in self._records:
-            values = [_show(r.metrics.get(name)) for name in metrics]
+            values = [_show(look_up(r.metrics, name)) for name in metrics]
             mark = f"best {', '.join(r.best_of)}" if r.best_of else ""
             rows.append(
                 [

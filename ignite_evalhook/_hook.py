@@ -27,6 +27,7 @@ from ._arguments import (
     check_dataloader,
     check_eval_kwargs,
     check_functions,
+    check_rules,
     check_save_best,
     check_without_data,
 )
@@ -105,11 +106,14 @@ class EvalHook:
         dynamic_intervals: ``[(from_step, interval), ...]``.
         at_end: Evaluate also when the run ends off the grid.
         limit_batches: Evaluate the first so many batches only, counted over all ranks.
-        save_best: The metric to follow: a name, a list of names, a mapping name -> files to
-            keep, ``"auto"`` (the first scalar), or ``None``.
-        rule: ``"greater"`` or ``"less"``, or a mapping name -> rule; inferred by default.
+        save_best: The metric to follow: a name (``"bbox/AP50"`` leads into a nested result), a
+            list of names, a mapping name -> files to keep, ``"auto"`` (the first scalar), or
+            ``None``.
+        rule: ``"greater"`` or ``"less"``; a mapping name -> rule; or a list in the order of
+            ``save_best``.  Inferred by default.
         preset: Keys of a project for the inference, ``"mmpose"`` say.
-        greater_keys: Keys for the inference, in place of the class attribute.
+        greater_keys: Keys for the inference, in place of the class attribute; one string is one
+            key.
         less_keys: Likewise.
         out_dir: A folder, an fsspec URL, or an Ignite save handler, for best files and history.
             ``False`` follows the best without files.
@@ -171,7 +175,7 @@ class EvalHook:
         at_end: bool = False,
         limit_batches: int | None = None,
         save_best: str | Sequence[str] | Mapping[str, int | None] | None = None,
-        rule: str | Mapping[str, str] | None = None,
+        rule: str | Mapping[str, str] | Sequence[str | None] | None = None,
         preset: str | None = None,
         greater_keys: Sequence[str] | None = None,
         less_keys: Sequence[str] | None = None,
@@ -215,13 +219,11 @@ class EvalHook:
         schedule = Schedule(
             interval, start=start, by_epoch=by_epoch, dynamic_intervals=dynamic_intervals
         )
-        self._rule = rule
         self._preset = preset
         self._keys = (
             check_keys(self.greater_keys if greater_keys is None else greater_keys, "greater_keys"),
             check_keys(self.less_keys if less_keys is None else less_keys, "less_keys"),
         )
-        self._check_rule()
         of_dataset = compute_metrics is None
         if of_dataset:
             compute_metrics = method_of_dataset(dataloader, "evaluate")
@@ -255,6 +257,7 @@ class EvalHook:
                 raise ValueError("n_saved= belongs into the BestCheckpoint; pass one of the two")
             n_saved = checkpoint.n_saved
         wanted = check_save_best(save_best, n_saved)
+        self._rule = check_rules(rule, list(wanted or ()))
         where = where_files_go(out_dir, checkpoint, save_best)
         check_needs_save_best(save_best, n_saved=n_saved != 1, to_save=idle_objects)
         if wanted is not None:
@@ -299,12 +302,6 @@ class EvalHook:
             check_choice(argument, value, (True, False))
         check_choice("on_bad_score", on_bad_score, ("raise", "skip"))
         check_choice("sync_buffers", sync_buffers, ("broadcast", "mean", None))
-
-    def _check_rule(self) -> None:
-        rules = self._rule.values() if isinstance(self._rule, Mapping) else [self._rule]
-        for rule in rules:
-            if rule is not None:
-                Rule(rule)
 
     def _idle_options(self, on_bad_score: str) -> list[str]:
         """Return options that nothing uses unless early stopping or the like names a metric."""

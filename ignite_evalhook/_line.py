@@ -22,11 +22,9 @@ def describe(
         scores: The scores that could be compared, by metric.
         before: The followed metrics, each with its best score until then.
     """
-    metrics = [
-        f"{name} {value:.6g}"
-        for name, value in record.metrics.items()
-        if as_score(value) is not None
-    ]
+    # Of a nested result what is followed; all of it may be a number for each of many classes.
+    numbers = {**record.metrics, **scores}
+    metrics = [f"{n} {value:.6g}" for n, value in numbers.items() if as_score(value) is not None]
     parts = [", ".join(metrics) or "no metrics"]
     for target, best in before:
         if target.metric in record.best_of:

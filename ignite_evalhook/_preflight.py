@@ -26,6 +26,7 @@ from ._follower import Follower
 from ._loading import plan_batches
 from ._log import add_note, logger
 from ._metric_values import to_record
+from ._nested import MISSING, flat, look_up
 from ._plain import to_plain
 from ._scores import missing_words
 from ._sharding import turn_of
@@ -128,7 +129,7 @@ def _try_batch(
     wanted = [*(t.metric for t in follower.targets), *more_metrics]
     metric_names = attached_metrics(evaluation.evaluator)
     unsure = evaluation.compute_metrics is not None or has_unknown_handlers(evaluation.evaluator)
-    sure = {*metric_names, *evaluation.derive}
+    sure = [*metric_names, *evaluation.derive]
     team = section.team
     with evaluation.session(dataloader, section), grad_mode(evaluation.evaluator):
         batches = plan_batches(
@@ -150,15 +151,16 @@ def _try_batch(
         # The names inside a mapping are known only when a metric has computed, which costs
         # time; so that is done only where the answer depends on it.
         found = probe(evaluation.evaluator, batch, compute=False)
-        missing = [name for name in wanted if name not in sure and name not in found]
+        missing = [n for n in wanted if n not in sure and look_up(to_record(found), n) is MISSING]
         auto = follower.followed.auto and not follower.targets and not unsure
         if (missing and not unsure) or auto:
             found = probe(evaluation.evaluator, batch, compute=True)
             unsure = any(name in found and found[name] is None for name in metric_names)
-    names = [*found, *(name for name in (*metric_names, *evaluation.derive) if name not in found)]
+    results = to_record(found)
+    names = [*flat(results), *(name for name in sure if name not in found)]
     for name in missing:
-        if name not in names and not unsure:
+        is_inside = any(name.startswith(f"{other}/") for other in evaluation.derive)
+        if look_up(results, name) is MISSING and not unsure and not is_inside:
             raise ValueError(missing_words(name, names))
     if auto and not unsure:
-        numbers = {name: to_record(value) for name, value in found.items()}
-        follower.followed.would_choose(numbers, found)  # raises where it cannot tell the rule
+        follower.followed.would_choose(results, found)  # raises where it cannot tell the rule

@@ -23,6 +23,7 @@ from ._history import EvalRecord
 from ._line import describe
 from ._log import logger
 from ._moment import START, Position
+from ._nested import look_up
 from ._plan import Plan
 from ._run import Run
 from ._team import Section, Team
@@ -191,7 +192,7 @@ class Recorder:
         metrics, history = self._metrics, self._run.history
         if metrics is None:
             metrics = history[-1].metrics if history else {}
-        score = as_score(metrics.get(target.metric))
+        score = as_score(look_up(metrics, target.metric))
         return -math.inf if score is None else target.rule.signed(score)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from ._best import as_score
 from ._log import logger
+from ._nested import MISSING, flat, look_up
 from .exceptions import EvaluationError
 
 __all__: list[str] = []
@@ -49,7 +50,7 @@ class ScoreReader:
         for metric in wanted:
             if not self.check(metric, metrics, empty=empty, when=when):
                 continue
-            score = float(metrics[metric])
+            score = float(look_up(metrics, metric))
             if math.isfinite(score):
                 scores[metric] = score
             else:
@@ -67,22 +68,29 @@ class ScoreReader:
         what = problem_of(metric, metrics)
         if what is None:
             return True
+        self.excuse(what, empty=empty, when=when)
+        return False
+
+    def excuse(self, what: str, *, empty: bool, when: str) -> None:
+        """Warn that there is no score, if that may be; ``what`` says why, else as :meth:`read`.
+
+        Raises:
+            EvaluationError: If that is neither excused nor to be skipped.
+        """
         if empty:
             logger.warning("%s %s: the result is empty; recorded without a score", self.name, when)
         elif self.on_bad_score == "skip":
             logger.warning("%s %s: %s; recorded without a score", self.name, when, what)
         else:
             raise EvaluationError(f"{self.name} {when}: {what}; on_bad_score='skip' records it")
-        return False
 
 
 def problem_of(metric: str, metrics: Mapping[str, Any]) -> str | None:
     """Say why a metric has no number; ``None`` if it has one."""
-    if metric not in metrics:
-        return missing_words(metric, metrics)
-    if as_score(metrics[metric]) is None:
-        return f"{metric!r} is no number: {metrics[metric]!r:.80}"
-    return None
+    value = look_up(metrics, metric)
+    if value is MISSING:
+        return missing_words(metric, flat(metrics))
+    return None if as_score(value) is not None else f"{metric!r} is no number: {value!r:.80}"
 
 
 def missing_words(metric: str, metrics: Iterable[str]) -> str:

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from ._best import Target, as_score
+from ._nested import flat
 from ._rules import Rule
-from .exceptions import EvaluationError, StateError
+from .exceptions import StateError
 
 __all__: list[str] = []
 
@@ -57,28 +58,16 @@ class Targets:
             f"{metric!r} is not followed; save_best names {[t.metric for t in self.now]}"
         )
 
-    def choose(self, metrics: Mapping[str, Any], order: Iterable[str]) -> None:
-        """Let ``"auto"`` choose the first scalar in ``order``.
-
-        Raises:
-            EvaluationError: If there is no scalar.
-            RuleInferenceError: If its name does not tell the rule.
-        """
-        chosen = self.would_choose(metrics, order)
-        if chosen is None:
-            raise EvaluationError(f"save_best='auto' found no number among {list(metrics)}")
-        self.now = (chosen,)
-
     def would_choose(self, metrics: Mapping[str, Any], order: Iterable[str]) -> Target | None:
-        """Return what :meth:`choose` would choose; ``None`` if there is no scalar.
+        """Return what ``"auto"`` chooses, the first scalar in ``order``; ``None`` without any.
 
         Raises:
             RuleInferenceError: If its name does not tell the rule.
         """
-        for metric in order:
-            if as_score(metrics.get(metric)) is not None:
-                return self._chosen(metric)
-        return None
+        ordered = {name: metrics[name] for name in order if name in metrics}
+        numbers = (name for name, value in flat(ordered).items() if as_score(value) is not None)
+        metric = next(numbers, None)
+        return None if metric is None else self._chosen(metric)
 
     def adopt(self, metric: str | None) -> None:
         """Take over what ``"auto"`` has chosen on the deciding rank."""

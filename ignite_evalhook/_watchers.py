@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from ._best import Target, as_score
 from ._early_stopping import SafeEarlyStopping
 from ._history import EvalRecord
+from ._nested import look_up
 from ._plain import to_plain
 from ._rules import Rule
 
@@ -76,7 +77,7 @@ class Watchers:
             stopper(evaluator)
         for metric, scheduler in self._schedulers:
             name = self._followed() if metric is None else metric
-            value = None if name is None else as_score(record.metrics.get(name))
+            value = None if name is None else as_score(look_up(record.metrics, name))
             if value is None or not math.isfinite(value):
                 continue  # torch's scheduler would take NaN for an improvement
             if callable(scheduler):

@@ -281,7 +281,7 @@ def test_the_rule_is_given_or_told_by_the_name(
         ({"rule": "max"}, ValueError, "rule must be 'greater' or 'less', got 'max'"),
         ({"rule": {"acc": "up"}}, ValueError, "rule must be 'greater' or 'less', got 'up'"),
         ({"preset": "mmnothing"}, ValueError, "mmnothing"),
-        ({"less_keys": "FID"}, TypeError, "less_keys must be a list or tuple of strings"),
+        ({"less_keys": 3}, TypeError, "less_keys must be a list or tuple of strings"),
         ({"greater_keys": [""]}, ValueError, "greater_keys must hold keys with a letter"),
     ],
 )

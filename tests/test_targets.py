@@ -10,7 +10,7 @@ import pytest
 from ignite_evalhook._best import Target
 from ignite_evalhook._rules import Rule, infer_rule
 from ignite_evalhook._targets import Targets
-from ignite_evalhook.exceptions import EvaluationError, RuleInferenceError, StateError
+from ignite_evalhook.exceptions import RuleInferenceError, StateError
 
 
 def targets(*names: str) -> Targets:
@@ -44,7 +44,7 @@ def test_auto_chooses_the_first_number_in_order_and_may_forget_it() -> None:
     metrics = {"loss": 0.0, "note": "fine", "acc": 1}
     assert some.would_choose(metrics, ["note", "acc", "loss"]) == some._chosen("acc")
     assert some.now == ()
-    some.choose(metrics, ["note", "acc", "loss"])
+    some.adopt("acc")
     assert some.get() == some.get("acc") == some.now[0]
     some.forget()
     assert some.now == ()
@@ -53,13 +53,17 @@ def test_auto_chooses_the_first_number_in_order_and_may_forget_it() -> None:
     assert followed(fixed) == [("acc", "greater")]
 
 
-def test_auto_says_what_it_cannot_choose_from() -> None:
+def test_auto_chooses_nothing_without_a_number_nor_a_name_that_tells_no_rule() -> None:
     some = targets("auto")
-    with pytest.raises(EvaluationError, match=re.escape("no number among ['note']")):
-        some.choose({"note": "fine"}, ["note"])
+    assert some.would_choose({"note": "fine", "empty": {}}, ["note", "empty"]) is None
     with pytest.raises(RuleInferenceError, match="quux"):
-        some.choose({"quux": 1.0}, ["quux"])
-    assert some.now == ()
+        some.would_choose({"quux": 1.0}, ["quux"])
+
+
+def test_auto_looks_into_nested_results_in_order() -> None:
+    some = targets("auto")
+    metrics = {"loss": 1.0, "bbox": {"note": "x", "AP": {"50": 0.5}, "acc": 0.1}}
+    assert some.would_choose(metrics, ["bbox", "loss"]) == some._chosen("bbox/AP/50")
 
 
 def test_a_rank_takes_over_what_was_chosen_once() -> None:
