@@ -18,6 +18,7 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sequential
 
 from helpers.ranks import on_ranks
 from ignite_evalhook import EvalHook, ValLoss, create_evaluator
+from ignite_evalhook._loss_weight import as_val_loss
 from ignite_evalhook._val_loss import LossMeter
 
 Batch = tuple[Tensor, Tensor]
@@ -194,6 +195,27 @@ def test_a_summed_divergence_is_the_mean_over_the_samples() -> None:
     for loss_fn in (nn.KLDivLoss(reduction="sum"), partial(F.kl_div, reduction="sum"),
                     nn.KLDivLoss(reduction="batchmean")):  # fmt: skip
         assert measure(loss_fn, cut(x, y, 5, 5, 3)) == right
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("weight", [None, WEIGHT.to("meta")])
+def test_no_value_is_read_from_a_device(reduction: str, weight: Tensor | None) -> None:
+    # Tensors of the device "meta" have no values: to read one is an error.
+    x, y = torch.ones(4, CLASSES, 2, device="meta"), torch.ones(4, 2, device="meta").long()
+    meter = LossMeter()
+    for loss_fn in (nn.CrossEntropyLoss(weight=weight, reduction=reduction),
+                    partial(F.nll_loss, weight=weight, reduction=reduction),
+                    nn.MSELoss(reduction=reduction)):  # fmt: skip
+        target = x if isinstance(loss_fn, nn.MSELoss) else y
+        val_loss = as_val_loss(loss_fn)(x, target)
+        assert isinstance(val_loss.loss, Tensor)
+        meter.update(val_loss, 4)
+        of_target = isinstance(val_loss.weight, Tensor) and val_loss.weight.is_meta
+        assert of_target is not isinstance(loss_fn, nn.MSELoss)
+    meter = LossMeter()
+    for _ in range(2):
+        loss = x.mean()
+        meter.update(ValLoss({"loss": loss, "loss_a": loss, "total_loss": [x, 0.0]}), 4)
 
 
 # -- laws ------------------------------------------------------------------------------------------
