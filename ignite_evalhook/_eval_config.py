@@ -326,13 +326,9 @@ def _start(block: _Block) -> dict[str, Any]:
 
 
 def _keys(block: _Block) -> dict[str, Any]:
-    """Return the keys for the rule; MMCV also takes one key as a bare string."""
+    """Return the keys for the rule."""
     found = {name: block.take(name) for name in ("greater_keys", "less_keys")}
-    return {
-        name: (keys,) if isinstance(keys, str) else keys
-        for name, keys in found.items()
-        if keys is not None
-    }
+    return {name: keys for name, keys in found.items() if keys is not None}
 
 
 def _metric_options(block: _Block, preset: str | None) -> dict[str, Any]:
