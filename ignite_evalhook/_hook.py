@@ -130,11 +130,12 @@ class EvalHook:
             ``EMAHandler``, whose averaged weights are then evaluated and saved.
         on_bad_score: ``"raise"`` or ``"skip"``: when the followed metric is missing or no number.
         preflight: Check one batch and the folder before the first step.
-        shard: Deal the batches out to the ranks.  ``False``: ``dataloader`` is this rank's own
-            part already.
+        shard: Deal the batches out to the ranks, which must have been given the same data and
+            model.  ``False``: ``dataloader`` is this rank's own part already.
         sync_buffers: Make the models' buffers the same on all ranks for the evaluation (and the
-            file of the best): ``"broadcast"`` rank 0's, or the ``"mean"``; ``None``: leave them.
-            Afterwards each rank has its own back.
+            file of the best): ``"broadcast"`` rank 0's, or the ``"mean"``.  Afterwards each rank
+            has its own back.  ``None``: each rank evaluates a model of its own, whose weights may
+            be others, too.
         name: Tells several hooks apart in files, state, logs and events.
         broadcast_bn_buffer: MMCV's; ``False`` is ``sync_buffers=None``.
         tmpdir: MMCV's: collect predictions through files in a private folder within this one,

@@ -103,6 +103,10 @@ class Batches:
                 self.first = fingerprint(batch)
             yield batch
 
+    def begins_alike(self) -> bool:
+        """Return whether another pass would begin with the same batch."""
+        return self.first == next(map(fingerprint, iter(self._source)), None)
+
     def _pick(self, batches: Iterator[Any], turn: Turn) -> Iterator[Any]:
         """Give this rank's batches out of all, and count these."""
         total = 0

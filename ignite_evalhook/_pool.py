@@ -145,7 +145,10 @@ class Pool:
             "results": results,
         }
         told = self._section.meet("batches", report, self._bring_together)
-        self._values, self.losses, self.samples, self._batches.repeats = told
+        differ, self._values, self.losses, self.samples, self._batches.repeats = told
+        if differ:  # unless each pass has others, by chance
+            is_part = self._section.team.rank > 0 and self._batches.begins_alike()
+            self._section.meet("first batches", is_part, _check_first)
         # From now on each metric's compute() returns what all ranks were told.
         computes = {metric: partial(self._value, name) for name, metric in self._metrics.items()}
         self._answers.enter_context(answers(computes))
@@ -153,10 +156,6 @@ class Pool:
     def _bring_together(self, reports: Sequence[Mapping[str, Any]]) -> tuple[Any, ...]:
         check_same_data([report["total"] for report in reports])
         firsts = {report["first"] for report in reports if report["first"] is not None}
-        if self._shared and len(firsts) > 1:
-            raise EvaluationError(
-                f"the ranks were given different data: their first batches differ.  {OWN_PARTS}"
-            )
         active = [report for report in reports if report["seen"] > 0]
         if not active:
             raise EvaluationError("the evaluation data is empty: no batch came, on no rank")
@@ -177,7 +176,8 @@ class Pool:
         known = [count for count in samples if count is not None]
         whole = sum(known) if len(known) == len(samples) else None
         repeats = not self._shared and len(firsts) == 1 and len(active) > 1
-        return values, self._meter.compute(), whole, repeats
+        differ = self._shared and len(firsts) > 1
+        return differ, values, self._meter.compute(), whole, repeats
 
     def close(self) -> None:
         """Let the metrics compute by themselves again."""
@@ -210,6 +210,13 @@ def check_same_data(totals: Sequence[int | None]) -> None:
         counts = ", ".join(f"rank {rank} has {total}" for rank, total in known.items())
         raise EvaluationError(
             f"the ranks were given different data: {counts} batches.  {OWN_PARTS}"
+        )
+
+
+def _check_first(are_parts: Sequence[bool]) -> None:
+    if any(are_parts):
+        raise EvaluationError(
+            f"the ranks were given different data: their first batches differ.  {OWN_PARTS}"
         )
 
 

@@ -377,6 +377,9 @@ RUNS: dict[str, tuple[Callable[[int, int], Any], dict[str, Any], str | int]] = {
             TensorDataset(X), 2, sampler=RandomSampler(TensorDataset(X), True, num_samples=5)
         ), {}, 5,
     ),
+    "a re-iterable of other batches each time": (
+        lambda r, w: Again(Own(lambda: torch.rand(4, 2, 1))), {}, 8
+    ),
     "a re-iterable": (lambda r, w: Again(X.split(2)), {}, 8),
     "streams of their own": (lambda r, w: DataLoader(Stream([*X[r::w]]), 1), {}, 8),
     "streams that are the same": (lambda r, w: DataLoader(Stream([*X]), 1), {}, 0),
@@ -530,3 +533,31 @@ def test_what_ranks_were_given_differently_is_named_before_the_first_step(tmp_pa
             assert (trained, evaluated) == (0, 0), name
         for name in ("nothing", "ensemble"):
             assert found[name] == (None, 4, 2), name
+
+
+def evaluate_other_data(rank: int) -> Any:
+    """Return what is said of other data than the hook's, and how many records there are."""
+    evaluator = create_evaluator(DistributedDataParallel(nn.Linear(1, 1)), step=lambda e, b: b[0])
+    hook = EvalHook(DataLoader(TensorDataset(X), 2), evaluator)
+    trainer = Engine(lambda engine, batch: None)
+    hook.attach(trainer)
+    trainer.run([0], max_epochs=1)
+    trainer.state.iteration += 1
+    words = []
+    for track in (True, False):
+        with pytest.raises(EvaluationError) as caught:
+            hook.evaluate(DataLoader(TensorDataset(X[rank::2]), 2), track=track)
+        words.append(str(caught.value))
+    with pytest.raises(EvaluationError) as caught:
+        evaluator.run([X[rank::2]])
+    whole = hook.evaluate(DataLoader(TensorDataset(X[:5]), 2), track=False)
+    return [*words, str(caught.value)], len(hook.history), whole.samples
+
+
+def test_other_data_than_the_hooks_are_compared_too() -> None:
+    for words, records, samples in on_ranks(2, evaluate_other_data):
+        for each in words:
+            assert "rank 1 has " in each
+            assert "fingerprint" in each
+        assert records == 1
+        assert samples == 5
