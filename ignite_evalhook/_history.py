@@ -21,6 +21,7 @@ from ._strict_json import dumps, nan_for_null
 
 __all__ = ["EvalRecord", "History"]
 
+PACKED = 128  # records in one string of a state
 _FIELDS = ("epoch", "iteration", "metrics", "best_of", "is_best", "samples", "seconds")
 _KINDS: Mapping[str, type | tuple[type, ...]] = {
     "epoch": int,
@@ -114,6 +115,7 @@ class History(Sequence[EvalRecord]):
         self._records: list[EvalRecord] = []
         self._names: set[str] = set()
         self._best_count = 0
+        self._packed: list[str] = []  # the first records, as a state holds them
         for record in records:
             self.append(record)
 
@@ -153,14 +155,28 @@ class History(Sequence[EvalRecord]):
         """Return the record that is the best of ``metric``, if any is."""
         return next((r for r in reversed(self._records) if metric in r.best_of), None)
 
-    def to_list(self) -> list[dict[str, Any]]:
-        """Return all records as plain values that keep numbers only, for a state dict."""
-        return [record.to_dict(scalars_only=True) for record in self._records]
+    def to_list(self) -> list[Any]:
+        """Return all records as plain values that keep numbers only, for a state dict.
+
+        The last ones are dicts.  Those before them stand in strings, each a JSON list of as many
+        dicts, made once: so a state costs the same however long the history is.
+        """
+        records, done = self._records, len(self._packed) * PACKED
+        for start in range(done, len(records) - PACKED + 1, PACKED):
+            block = [r.to_dict(scalars_only=True) for r in records[start : start + PACKED]]
+            self._packed.append(json.dumps(block, separators=(",", ":")))
+        done = len(self._packed) * PACKED
+        return [*self._packed, *(r.to_dict(scalars_only=True) for r in records[done:])]
 
     @classmethod
-    def from_list(cls, states: Iterable[Mapping[str, Any]]) -> History:
-        """Rebuild a history from :meth:`to_list`."""
-        return cls(EvalRecord.from_dict(state) for state in states)
+    def from_list(cls, states: Iterable[Any]) -> History:
+        """Rebuild a history from :meth:`to_list`.
+
+        Raises:
+            Exception: If it is damaged.
+        """
+        blocks = (json.loads(item) if isinstance(item, str) else [item] for item in states)
+        return cls(EvalRecord.from_dict(state) for block in blocks for state in block)
 
     @classmethod
     def read(cls, path: str | PathLike[str]) -> History:

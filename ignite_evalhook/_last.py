@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from threading import Event
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import EMAHandler
 from torch import nn
@@ -123,6 +124,7 @@ class LastCheckpoint:
         self._random = RandomState(trainer, team.rank)
         for event in PASSES:
             trainer.add_event_handler(event, self._random.note_pass)
+        self._past: dict[str, tuple[Any, torch.Tensor]] = {}
         self._saver = DeferredSaver(storage)
         self._background = background
         self._snapshots = Snapshots()
@@ -226,9 +228,11 @@ class LastCheckpoint:
             checkpoint = read_checkpoint(self._storage, self._file)
         except CheckpointError as error:
             raise CheckpointError(f"{error}; {advice}") from error
+        where = str(self._storage.path(self._file))
         if "eval_hook" not in checkpoint or "trainer" not in checkpoint:
-            where = self._storage.path(self._file)
             raise StateError(f"{where} was not written by keep_last(); {advice}")
+        for state in (*checkpoint.values(), *checkpoint.get("eval_hooks", {}).values()):
+            unpack(state, where)
         return checkpoint
 
     def refuse_foreign(self) -> None:
@@ -286,10 +290,10 @@ class LastCheckpoint:
             if averaged:
                 states["averaged"] = averaged
             hooks = {key: h for key, h in self._hooks.items() if key != "eval_hook" or not late}
-            states.update((key, hook.state_dict()) for key, hook in hooks.items())
+            states.update((key, self._packed(hook.state_dict())) for key, hook in hooks.items())
             others = [hook for hook in self._attached() if hook not in self._hooks.values()]
             if others:
-                states["eval_hooks"] = {hook.name: hook.state_dict() for hook in others}
+                states["eval_hooks"] = {h.name: self._packed(h.state_dict()) for h in others}
             everyone: list[Any] = []
             own = None if self._team.alone else self._random.state_dict()
             section.meet("random generators", own, everyone.extend)
@@ -314,12 +318,41 @@ class LastCheckpoint:
         def write() -> None:
             self._snapshots.wait()
             late.complete(state)
-            self._saver({**copied, "eval_hook": state}, self._file)
+            self._saver({**copied, "eval_hook": self._packed(state)}, self._file)
 
         self._written = late.writer.submit(write)
 
+    def _packed(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Return a hook's state with the long past of its history as the bytes of a text.
+
+        A file takes a tensor as it is; strings of megabytes would be copied several times.
+        """
+        past = [item for item in state["history"] if isinstance(item, str)]
+        if not past:
+            return state
+        key = (state["run_id"], len(past))
+        if self._past.get(state["name"], (None,))[0] != key:
+            text = bytearray("\n".join(past).encode())
+            self._past[state["name"]] = (key, torch.frombuffer(text, dtype=torch.uint8))
+        rest = state["history"][len(past) :]
+        return {**state, "history": [self._past[state["name"]][1], *rest]}
+
     def _now(self) -> tuple[int, int]:
         return self._trainer.state.iteration, sum(len(hook.history) for hook in self._all())
+
+
+def unpack(state: Any, where: str) -> None:
+    """Make the past of a hook's history strings again, in place; leave anything else alone.
+
+    Raises:
+        CheckpointError: If it is damaged.
+    """
+    history = state.get("history") if isinstance(state, Mapping) else None
+    if isinstance(history, list) and history and isinstance(history[0], torch.Tensor):
+        try:
+            history[:1] = bytes(history[0].tolist()).decode().split("\n")
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(f"{where} is damaged: a history in it is no text") from error
 
 
 def hook_states(checkpoint: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:

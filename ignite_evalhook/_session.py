@@ -440,7 +440,7 @@ class Session:
                     raise
                 return self.start_over
             follower = self.plan.follower.read_state(state["follower"])
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise StateError(f"this is no state of an EvalHook, or damaged: {error!r}") from error
 
         def take_over() -> None:

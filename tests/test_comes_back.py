@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,7 +18,15 @@ from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from helpers.resume_runs import plain
-from ignite_evalhook import EvalHook, StateError, create_evaluator, find_best
+from ignite_evalhook import (
+    CheckpointError,
+    EvalHook,
+    History,
+    StateError,
+    create_evaluator,
+    find_best,
+)
+from ignite_evalhook._history import PACKED
 
 
 @pytest.fixture(autouse=True)
@@ -467,3 +476,61 @@ def test_an_average_that_the_file_does_not_know_begins_with_the_loaded_weights(
     assert hook.keep_last({"model": model, "optimizer": optimizer})
     assert "no averaged weights of the EMAHandler of the hook 'hook0'" in caplog.text
     assert plain(handler.ema_model.state_dict()) == plain(content["model"])
+
+
+# A long history ----------------------------------------------------------------------------------
+
+
+def long_run(folder: Path, die: Any = None) -> EvalHook:
+    model, trainer = nn.Linear(1, 1), Engine(lambda engine, batch: None)
+    table = [0.1, float("nan"), 0.5, 0.25]
+    hook = hook_of(model, table, folder, by_epoch=False, on_bad_score="skip").attach(trainer)
+    hook.keep_last({"model": model}, every=10)
+    if die is not None:
+        trainer.add_event_handler(die, kill)
+    with contextlib.suppress(Kill):
+        trainer.run(range(150), max_epochs=2)
+    hook.detach()
+    return hook
+
+
+def test_a_long_history_costs_a_save_no_more_than_a_short_one_and_comes_back(
+    tmp_path: Path,
+) -> None:
+    whole, known = long_run(tmp_path / "whole"), 290
+    long_run(tmp_path / "run", die=Events.ITERATION_COMPLETED(once=known + 4))
+    content = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
+    past, *rest = content["eval_hook"]["history"]
+    # Of the long past a file holds the bytes, and a save walks through the few records behind it.
+    assert len(rest) == known % PACKED
+    lines = bytes(past.tolist()).decode().splitlines()
+    rows = [row for line in lines for row in json.loads(line)]
+    assert [row["iteration"] for row in rows] == list(range(1, known - len(rest) + 1))
+    hook = long_run(tmp_path / "run")
+    assert of(hook) == of(whole)
+    assert repr([r.metrics for r in hook.history]) == repr([r.metrics for r in whole.history])
+    state = json.loads(json.dumps(hook.state_dict()))
+    assert History.from_list(state["history"]).to_list() == state["history"]
+    other = hook_of(nn.Linear(1, 1), [0.1], False)
+    other.load_state_dict(state)
+    assert of(other) == of(whole)
+
+
+@pytest.mark.parametrize(
+    "past",
+    [
+        torch.tensor([255, 254], dtype=torch.uint8),
+        torch.tensor([300.5]),
+        torch.tensor(list(b"[")),
+        torch.tensor(list(b"7")),
+        torch.tensor(list(b'[{"epoch": 1}]')),
+        torch.tensor(list(b"[" * 100_000)),
+    ],
+)
+def test_a_damaged_past_is_refused_with_words(past: torch.Tensor, tmp_path: Path) -> None:
+    long_run(tmp_path, die=Events.ITERATION_COMPLETED(once=150))
+    content = torch.load(tmp_path / "last.pt", weights_only=True)
+    content["eval_hook"]["history"][0] = past
+    torch.save(content, tmp_path / "last.pt")
+    with pytest.raises((CheckpointError, StateError), match="damaged"):
+        long_run(tmp_path)
