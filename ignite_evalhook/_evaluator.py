@@ -70,7 +70,7 @@ class ModelEvaluator(Engine):
         if max_epochs not in (None, 1):
             raise ValueError(f"an evaluation runs over the data once, got max_epochs={max_epochs}")
         limit = max_iters if max_iters is not None else epoch_length
-        team, modules = Team.current(), [self.model]
+        team, modules = Team.current("evaluator.run"), [self.model]
         tell_data(self, data)
         with (
             team.together("evaluator.run") as section,

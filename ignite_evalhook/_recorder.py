@@ -75,7 +75,7 @@ class Recorder:
         """Evaluate without any consequence."""
         self.check_idle()
         evaluation = self._plan.evaluation
-        team = Team.current()
+        team = Team.current(f"{self._plan.name}: an answer")
         self._is_evaluating = True
         try:
             with team.together(f"{self._plan.name}: an answer") as section:

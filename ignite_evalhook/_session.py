@@ -83,7 +83,7 @@ class Session:
         for other in sessions_of(trainer):
             if other.last is not None and not self.run.is_known:
                 other.last.give(self)
-        self.team = Team.current()
+        self.team = Team.current(f"{self.name}: attach")
         self.plan.follower.keeper.writes = self.team.leads
         self.trainer = trainer
         self._lookout.next_look = 0  # what the start of a run asks for may have to be done

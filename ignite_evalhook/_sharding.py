@@ -67,7 +67,7 @@ ALONE = Turn(0, 1, _agree_alone)
 
 
 def _agree_in_team(said: Any, decide: Decide, /) -> Any:
-    with Team.current().together("the order") as section:
+    with Team.current("shard_batches").together("the order") as section:
         return section.close(said, decide)
 
 

@@ -61,7 +61,7 @@ def take_over(
         ValueError: If the hook has a history already, if the old run followed none of the hook's
             metrics, or if the weights do not fit the model.
     """
-    with Team.current().together("take_over") as section:
+    with Team.current("take_over").together("take_over") as section:
         if hook.history:
             raise ValueError(
                 f"the hook {hook.name!r} has a history of {len(hook.history)} records already; "

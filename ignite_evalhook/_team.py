@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import partial
@@ -25,6 +25,7 @@ import ignite.distributed as idist
 import torch.distributed as dist
 
 from ._packing import pack
+from ._waiting import Watch
 from ._wire import LostError, Wire
 from .exceptions import EvaluationError
 
@@ -34,7 +35,8 @@ T = TypeVar("T")
 Decide = Callable[[list[Any]], Any]
 
 # Rank 0 may compute for hours while the others wait; a rank that dies is noticed at once, since
-# its connections close.  Only a host that vanishes without a word is noticed this late.
+# its connections close, and one that does not come by the watch.  Only a host that vanishes
+# without a word is noticed this late.
 PATIENCE = timedelta(days=1)
 MOST_WORDS = 1000  # characters of another rank's message that an error repeats
 POLL_SECONDS = 0.5  # how often a rank looks, between batches, whether another one has failed
@@ -91,6 +93,10 @@ def _loss(lost: LostError) -> Failure:
     return Failure(lost.rank, "ConnectionError", str(lost), "")
 
 
+def _never_came(missing: Mapping[int, str]) -> list[Failure]:
+    return [Failure(rank, "TimeoutError", words, "") for rank, words in missing.items()]
+
+
 class _Said(NamedTuple):
     """What a rank says at a meeting."""
 
@@ -121,31 +127,42 @@ class Team:
         self.group = group
         self._wire = Wire(rank, group)
         self._store = store
+        self._watch = Watch(rank, size, store, self._wire.close)
+        self._nested = 0  # sections that are under way
         self.meetings = 0
         self._deciding = False
         self._next_poll = 0.0
 
     @staticmethod
-    def current() -> Team:
+    def current(what: str = "the first call") -> Team:
         """Return the team of this process; the first call has to be made on every rank.
 
+        Args:
+            what: Who asks, for messages.
+
         Raises:
+            EvaluationError: If a rank does not come, within the default group's timeout.
             NotImplementedError: If there are several processes, but not torch's.
         """
         global _team, _team_world
-        size = idist.get_world_size()  # Ignite's first call in a foreign group is a collective
+        if not (dist.is_available() and dist.is_initialized()):
+            if (size := idist.get_world_size()) > 1:
+                raise NotImplementedError(
+                    f"ignite-evalhook talks through torch.distributed, and the {size} processes of "
+                    f"this run are {idist.model_name()!r}; use the backend gloo or nccl"
+                )
+            return Team()
+        world, rank, size = dist.group.WORLD, dist.get_rank(), dist.get_world_size()
         if size == 1:
             return Team()
-        if not (dist.is_available() and dist.is_initialized()):
-            raise NotImplementedError(
-                f"ignite-evalhook talks through torch.distributed, and the {size} processes of "
-                f"this run are {idist.model_name()!r}; use the backend gloo or nccl"
-            )
-        world = dist.group.WORLD
         if _team is None or _team_world is not world:
             store = dist.distributed_c10d._get_default_store()
+            # Whoever makes a group, or asks Ignite first in one made elsewhere, waits for all.
+            if missing := Watch(rank, size, store, lambda: None).meet_first(what):
+                raise told(_never_came(missing), rank, None)
+            idist.get_world_size()
             group = dist.new_group(backend="gloo", timeout=PATIENCE)
-            _team, _team_world = Team(dist.get_rank(), size, group, store), world
+            _team, _team_world = Team(rank, size, group, store), world
         return _team
 
     @property
@@ -178,6 +195,9 @@ class Team:
             )
         self._next_poll = time.monotonic() + POLL_SECONDS
         section = Section(self, what)
+        if not (self.alone or self._nested):
+            self._watch.begin(self.meetings, what)
+        self._nested += 1
         try:
             yield section
             if not section.closed:
@@ -186,6 +206,8 @@ class Team:
             if self.alone or section.closed or self.is_known(error):
                 raise
             self._fail(what, error)
+        finally:
+            self._nested -= 1
 
     def tell(self, draw: Callable[[], T], what: str = "telling") -> T:
         """Run ``draw`` on rank 0, and return its result on every rank.
@@ -232,7 +254,8 @@ class Team:
             else:
                 failures, verdict, problem = self._follow(said)
         except LostError as lost:
-            failures, verdict, problem = [_loss(lost)], None, lost.__cause__
+            never_came = _never_came(self._watch.missing())
+            failures, verdict, problem = never_came or [_loss(lost)], None, lost.__cause__
         interrupt = self._wire.take_interrupt()
         cause = interrupt or cause or problem
         if not failures:
@@ -254,7 +277,7 @@ class Team:
         self, own: _Said, decide: Decide | None
     ) -> tuple[list[Failure], Any, BaseException | None]:
         """Hear what all have to say, decide, and tell all, also what goes wrong meanwhile."""
-        openers = self._gather()
+        openers = self._gather(own.label)
         verdict, problem = None, None
         try:
             if self._wire.interrupt is not None:
@@ -293,27 +316,35 @@ class Team:
             packed = pack(said)
         except Exception as error:  # noqa: BLE001  # told to all ranks, and raised there
             problem = error
-        if packed is not None:
-            problem = self._wire.send(0, packed)
-        if problem is not None:
-            packed = pack(_Said(said.label, Failure.of(self.rank, problem)))
-            self._wire.send(0, packed)
-        opener = self._wire.receive(0)
+        with self._watch.over(said.label, 0):
+            if packed is not None:
+                problem = self._wire.send(0, packed)
+            if problem is not None:
+                packed = pack(_Said(said.label, Failure.of(self.rank, problem)))
+                self._wire.send(0, packed)
+            opener = self._wire.receive(0)
         self.meetings += 1
         failures, verdict = opener()
         return failures, verdict, problem
 
-    def _gather(self) -> list[Callable[[], _Said]]:
-        """Receive what every other rank says; one that is gone has failed."""
+    def _gather(self, label: str) -> list[Callable[[], _Said]]:
+        """Receive what every other rank says; one that is gone has failed.
+
+        Raises:
+            LostError: If a rank was given up, which ends the connections to all.
+        """
         openers: list[Callable[[], _Said]] = []
         # Begun with all ranks at once, so that they do not wait for one another to be heard.
         begun = [self._wire.begin_receive(rank) for rank in range(1, self.size)]
-        for receive in begun:
-            try:
-                openers.append(receive())
-            except LostError as lost:
-                self._cry()
-                openers.append(partial(_Said, "", _loss(lost)))
+        with self._watch.over(label, 1) as wait:
+            for wait.rank, receive in enumerate(begun, start=1):
+                try:
+                    openers.append(receive())
+                except LostError as lost:
+                    self._cry()
+                    if self._watch.missing():
+                        raise
+                    openers.append(partial(_Said, "", _loss(lost)))
         return openers
 
     # -- failures between meetings ------------------------------------------------------------

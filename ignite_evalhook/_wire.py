@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from datetime import timedelta
 from functools import partial
 from typing import Any, NoReturn
 
@@ -21,6 +22,7 @@ __all__: list[str] = []
 
 _FIRST = 4096  # bytes of a first message
 _CHUNK = 8 << 20  # bytes of each further one
+_NEVER_SENT = 1  # tag of a message that nobody sends
 _LENGTHS = 16  # bytes: the lengths of head and payload, two int64
 
 
@@ -58,6 +60,13 @@ class Wire:
         """Return what a signal has raised since the last time, if anything."""
         interrupt, self.interrupt = self.interrupt, None
         return interrupt
+
+    def close(self) -> None:
+        """Close the connections, also under a wait of another thread: a timeout of gloo's does."""
+        other = 1 if self._rank == 0 else 0
+        with suppress(RuntimeError):
+            work: Any = dist.irecv(torch.empty(1), other, group=self._group, tag=_NEVER_SENT)
+            work.wait(timedelta(milliseconds=1))
 
     def send(self, rank: int, packed: Packed) -> Exception | None:
         """Send a first message of fixed length, and what does not fit into it otherwise.

@@ -11,7 +11,6 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -807,13 +806,41 @@ def test_a_killed_rank_ends_the_others_and_the_best_stays(
 
 
 def wait_for_rank_0(rank: int, folder: Path) -> Any:
-    """Let rank 0 compute for longer than collectives of the default group may take."""
-    import torch.distributed as dist
+    """Let rank 0 compute until the others have waited for longer than the timeout."""
+    from ignite_evalhook import _waiting
 
-    run = Run(rank, folder, compute_metrics=lambda results: compute_for(2.5))
-    dist.distributed_c10d._set_pg_timeout(timedelta(seconds=1), dist.group.WORLD)
+    computing, looked = folder.with_name("computing"), folder.with_name("looked")
+    absent = _waiting.Watch._absent
+
+    def limit() -> float:
+        return 0.1 if computing.exists() else 1e9  # seconds
+
+    def look(self: Any) -> Any:
+        found = absent(self)
+        if computing.exists():
+            looked.with_suffix(f".{rank}").touch()
+        return found
+
+    def compute(results: list[Any]) -> dict[str, Any]:
+        computing.touch()
+        for other in (1, 2):
+            wait_for(looked.with_suffix(f".{other}"))
+        return compute_for(0.3)
+
+    _waiting.Watch.__init__.__kwdefaults__["limit"] = limit
+    _waiting.Watch._absent = look  # type: ignore[method-assign]
+    _waiting._LOOK_SECONDS = 0.02
+    run = Run(rank, folder, compute_metrics=compute)
     run.advance()
     return run.hook.evaluate().metrics["score"]
+
+
+def wait_for(file: Path) -> None:
+    """Wait until a file exists; for a minute at most, on a machine however busy."""
+    for _ in range(6000):
+        if file.exists():
+            return
+        threading.Event().wait(0.01)
 
 
 def compute_for(seconds: float) -> dict[str, Any]:
@@ -831,10 +858,7 @@ def be_interrupted(rank: int, folder: Path) -> Any:
     sent = folder.with_name("sent")
 
     def compute(results: list[Any]) -> dict[str, Any]:
-        for _ in range(6000):  # a minute, on a machine however busy
-            if sent.exists():
-                break
-            threading.Event().wait(0.01)
+        wait_for(sent)
         return compute_for(0.7)
 
     def interrupt() -> None:
