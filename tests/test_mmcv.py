@@ -431,7 +431,7 @@ def test_a_mapping_per_batch_becomes_what_batches_of_one_would_give() -> None:
 
 def test_metrics_of_ignite_get_the_list() -> None:
     mean = Average(output_transform=lambda results: torch.tensor([[float(r)] for r in results]))
-    assert evaluated(Model(), Samples(), metrics={"mean": mean}) == {"mean": [2.0]}
+    assert evaluated(Model(), Samples(), metrics={"mean": mean}) == {"mean": 2.0}
 
 
 # -- batches of MMCV ------------------------------------------------------------------------------
