@@ -200,7 +200,7 @@ def plan_batches(
     if drawn:
         indices = told = draw_order(data, limit)
         twin = with_order(data, told)
-        counts = map(len, told)
+        counts = () if data.batch_sampler is None else map(len, told)
     else:
         counted = counts if isinstance(counts, CountedBatches) else None
         twin = apart(data, counted, limit=limit)

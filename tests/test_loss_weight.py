@@ -321,6 +321,17 @@ def test_the_loader_says_how_many_samples_a_batch_has_with_one_warning(
     assert [message[:28] for message in caplog.messages] == ["an output has 2 rows, but th"]
 
 
+@pytest.mark.parametrize("collects", [False, True])
+def test_a_loader_without_a_batch_size_does_not_tell(collects: bool) -> None:
+    batches: Any = [(torch.ones(3, 1), torch.zeros(3)), (torch.zeros(1, 1), torch.zeros(1))]
+    evaluator = create_evaluator(nn.Identity(), loss_fn=lambda p, y: p.mean(), device="cpu")
+    compute: Any = {"compute_metrics": lambda results: {"n": len(results)}} if collects else {}
+    for sampler in (None, [1, 0]):
+        loader = DataLoader(batches, batch_size=None, sampler=sampler)
+        record = EvalHook(loader, evaluator, model=nn.Identity(), **compute).evaluate()
+        assert (record.metrics["val_loss"], record.samples) == (0.75, 4)
+
+
 def test_drop_last_and_a_limit_leave_the_right_counts() -> None:
     loader: Any = DataLoader(ROWS, batch_size=3, drop_last=True, collate_fn=time_first)  # type: ignore[arg-type]
     assert measure(lambda p, y: p.mean(), loader) == 2.5
