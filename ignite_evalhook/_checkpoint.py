@@ -16,7 +16,7 @@ from os import PathLike
 from typing import Any, NoReturn
 
 from ignite.engine import Engine
-from ignite.handlers import Checkpoint
+from ignite.handlers import Checkpoint, EMAHandler
 from ignite.handlers.checkpoint import BaseSaveHandler, DiskSaver
 
 from ._best import KEEP_ALL, PART, Target, legal
@@ -24,6 +24,7 @@ from ._best_files import BestFiles, DeferredSaver, owner_of, suffix
 from ._file_names import check_length, checked
 from ._log import logger
 from ._moment import Position
+from ._plain import to_plain
 from ._rules import Rule, infer_rule
 from ._sidecar import Kept, Sidecar
 from ._snapshot import Snapshots
@@ -95,7 +96,7 @@ class BestCheckpoint(Checkpoint):
         if rule is not None and score_name is None:
             raise ValueError("rule= belongs to score_name=; a hook has a rule= of its own")
         check_n_saved(n_saved)
-        check_to_save(to_save, "to_save")
+        check_to_save(to_save)
         where = out_dir if isinstance(out_dir, BaseSaveHandler) else open_storage(out_dir)
         check_pattern(filename_pattern, where)
         self.saver = DeferredSaver(where)
@@ -430,35 +431,53 @@ def check_n_saved(n_saved: object) -> None:
     raise ValueError(f"n_saved must be a positive integer or None (keep all), got {n_saved!r}")
 
 
-def check_to_save(to_save: object, where: str) -> None:
+def check_to_save(to_save: object, *, resumable: bool = False) -> None:
     """Refuse what is no mapping of names to objects with a state.
 
     An object may be a mapping or a list of such, as for Ignite's ``Checkpoint``.
 
     Args:
         to_save: What a user gave.
-        where: Its name, for the error.
+        resumable: Objects have to load their state as well, and plain values may be among them.
 
     Raises:
         TypeError: Naming the entry.
     """
     if not isinstance(to_save, Mapping) or not to_save:
-        raise TypeError(f"{where} must be a mapping name -> object, got {to_save!r}")
+        raise TypeError(f"to_save must be a mapping name -> object, got {to_save!r}")
     for name, item in to_save.items():
         if not isinstance(name, str) or not name:
-            raise TypeError(f"{where} must have strings as names, got {name!r}")
-        _check_has_state(item, f"{where}[{name!r}]")
+            raise TypeError(f"to_save must have strings as names, got {name!r}")
+        _check_entry(item, f"to_save[{name!r}]", resumable)
 
 
-def _check_has_state(item: object, where: str) -> None:
+def _check_entry(item: object, where: str, resumable: bool) -> None:
     if has_state(item):
+        if resumable and not callable(getattr(item, "load_state_dict", None)):
+            raise TypeError(
+                f"{where} must have a load_state_dict(), to be resumed, got {_shown(item)}"
+            )
         return
     inner = entries_of(item)
-    if not inner:
-        what = f"the class {item.__name__}" if isinstance(item, type) else f"{item!r:.80}"
-        raise TypeError(f"{where} must be an object with a state_dict(), got {what}")
     for key, value in inner:
-        _check_has_state(value, f"{where}[{key!r}]")
+        _check_entry(value, f"{where}[{key!r}]", resumable)
+    if inner:
+        return
+    if not resumable:
+        raise TypeError(f"{where} must be an object with a state_dict(), got {_shown(item)}")
+    if isinstance(item, EMAHandler):
+        raise TypeError(f"{where} is an EMAHandler; leave it out: its averages are kept anyway")
+    try:
+        to_plain(item, where)
+    except TypeError as error:
+        raise TypeError(
+            f"{where} must be an object with state_dict() and load_state_dict(), or plain values, "
+            f"got {_shown(item)}; {error}"
+        ) from error
+
+
+def _shown(item: object) -> str:
+    return f"the class {item.__name__}" if isinstance(item, type) else f"{item!r:.80}"
 
 
 PATTERN_FIELDS = ("filename_prefix", "name", "global_step", "score_name", "score", "ext")

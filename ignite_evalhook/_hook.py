@@ -32,7 +32,7 @@ from ._arguments import (
     check_without_data,
 )
 from ._best import INIT_VALUE_MAP, KEEP_ALL, RULE_MAP, Best, Compare, Target
-from ._checkpoint import BestCheckpoint
+from ._checkpoint import BestCheckpoint, check_to_save
 from ._early_stopping import SafeEarlyStopping, check_options
 from ._evaluation import (
     ComputeMetrics,
@@ -48,6 +48,7 @@ from ._history import EvalRecord, History
 from ._last import ADDED, LastCheckpoint
 from ._load_best import load_entry
 from ._plan import Plan
+from ._preflight import check_saving
 from ._results import PreEval
 from ._rules import (
     DEFAULT_GREATER_KEYS,
@@ -74,6 +75,7 @@ from ._settings import (
 )
 from ._storage import Storage
 from ._watchers import check_scheduler, metric_of
+from ._whole_state import whole_states
 from .exceptions import CheckpointError
 
 __all__ = ["EvalHook"]
@@ -545,7 +547,10 @@ class EvalHook:
         the end of the run.
 
         Args:
-            to_save: Name to object, such as model, optimizer and scheduler.
+            to_save: Name to object, such as model, optimizer and scheduler; mappings and lists of
+                such; and plain values, such as a config: tensors, numbers, strings, ``None``, and
+                dicts and lists of them.  A plain value is saved as it stands, and loaded into
+                nothing: ``torch.load("run/last.pt", weights_only=True)["config"]`` gives it back.
             every: Epochs (or evaluations) between saves.
             resume: Load the file if there is one.
 
@@ -553,6 +558,7 @@ class EvalHook:
             Whether the run was resumed.
 
         Raises:
+            TypeError: If an entry is neither, or has a state that ``weights_only`` refuses.
             ValueError: If the hook is not attached or has no folder.
             StateError: If the file is not of this run's kind.
             CheckpointError: If it is damaged.
@@ -562,8 +568,9 @@ class EvalHook:
             raise ValueError("keep_last needs a folder: give the hook out_dir='…'")
         if type(every) is not int or every < 1:
             raise ValueError(f"every must be a positive integer, got {every!r}")
-        if not isinstance(to_save, Mapping) or not to_save:
-            raise TypeError(f"to_save must be a mapping name -> object, got {to_save!r}")
+        with session.team.together("keep_last"):
+            check_to_save(to_save, resumable=True)
+            check_saving(None, whole_states(to_save, session.team))
         if session.last is not None:
             raise ValueError("keep_last was called already")
         own = {"trainer": trainer, "eval_hook": self}

@@ -27,7 +27,7 @@ from ._snapshot import Snapshots
 from ._storage import Storage
 from ._storage_base import failure
 from ._team import Team
-from ._whole_state import check_fits, whole_states
+from ._whole_state import check_fits, holds_state, whole_states
 from ._writer import Writer
 from .exceptions import CheckpointError, StateError
 
@@ -84,7 +84,7 @@ class LastCheckpoint:
     Args:
         storage: Its folder.
         file: Its name.
-        to_save: Name to object, as the user named them; no hooks.
+        to_save: Name to object or plain value, as the user named them; no hooks.
         trainer: The engine that trains.
         every: Save at every so many occasions.
         hooks: Key in the file to hook: the one whose folder it is, ``"eval_hook"``, and those that
@@ -110,6 +110,7 @@ class LastCheckpoint:
         self._storage = storage
         self._file = file
         self._to_save = dict(to_save)
+        self._to_load = {name: item for name, item in to_save.items() if holds_state(item)}
         self._trainer = trainer
         self._every = every
         self._hooks = dict(hooks)
@@ -150,13 +151,13 @@ class LastCheckpoint:
                 "has: out_dir must be a folder that all ranks share"
             )
         where = str(self._storage.path(self._file))
-        missing = [name for name in self._to_save if name not in checkpoint]
+        missing = [name for name in self._to_load if name not in checkpoint]
         if missing:
             raise StateError(
                 f"{where} has no {missing}; it has {list(checkpoint)}; pass the same to_save as "
                 "before, or resume=False"
             )
-        for name, item in self._to_save.items():
+        for name, item in self._to_load.items():
             if isinstance(item, nn.Module):
                 check_fits(item, checkpoint[name], f"{where}: {name!r}")
         # What may be refused comes first, and then nothing has changed.
@@ -172,7 +173,7 @@ class LastCheckpoint:
         self._waiting = {n: s for n, s in states.items() if n not in [h.name for h in self._all()]}
         for take in take_over:
             take()
-        load_objects(self._to_save, checkpoint, where)
+        load_objects(self._to_load, checkpoint, where)
         load_trainer(self._trainer, checkpoint["trainer"])
         self._averages.load(averages, self._to_save.values(), where)
         if "random" in checkpoint:

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from ignite.handlers import Checkpoint
 from torch import nn
 
 from ._best import Best
 from ._best_files import as_best, sidecar_name
 from ._sidecar import Kept, Sidecar, is_foreign
 from ._storage import Storage, open_storage
-from ._whole_state import load_whole
+from ._whole_state import entries_of, has_state, holds_state, load_whole
 from .exceptions import CheckpointError, StateError
 
 __all__ = ["find_best", "load_best"]
@@ -154,17 +153,28 @@ def load_objects(to_load: Mapping[str, Any], checkpoint: dict[str, Any], where: 
     if missing and (len(to_load) > 1 or not _is_state_of(checkpoint, to_load[missing[0]])):
         raise ValueError(f"{where} has no {missing}; it has {list(checkpoint)}")
     for name, item in to_load.items():
-        state = checkpoint if name in missing else checkpoint[name]
-        if not hasattr(item, "load_state_dict"):
-            # A mapping or a list of objects; Ignite refuses what cannot be loaded.
-            Checkpoint.load_objects(to_load={name: item}, checkpoint={name: state})
-            continue
+        if not holds_state(item):
+            raise TypeError(f"to_load[{name!r}] must have a load_state_dict(), got {item!r:.80}")
+        _load(item, checkpoint if name in missing else checkpoint[name], f"{where}: {name!r}")
+
+
+def _load(item: Any, state: Any, where: str) -> None:
+    """Load a state into an object, or into those in a mapping or list; plain values stay."""
+    if has_state(item):
         try:
             load_whole(item, state)
         except StateError as error:
             raise StateError(f"{where}: {error}") from error
         except Exception as error:
-            raise StateError(f"{where}: {name!r} cannot be loaded: {error!r}") from error
+            raise StateError(f"{where} cannot be loaded: {error!r}") from error
+        return
+    for key, inner in entries_of(item):
+        if holds_state(inner):
+            try:
+                part = state[key]
+            except (LookupError, TypeError) as error:
+                raise StateError(f"{where} has no {key!r}, which is to be loaded") from error
+            _load(inner, part, f"{where}[{key!r}]")
 
 
 def _is_state_of(checkpoint: Mapping[str, Any], item: Any) -> bool:

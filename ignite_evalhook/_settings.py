@@ -70,7 +70,7 @@ def objects_to_save(
             raise ValueError("to_save= belongs into the BestCheckpoint; pass one of the two")
         return checkpoint.to_save
     if to_save is not None:
-        check_to_save(to_save, "to_save")
+        check_to_save(to_save)
         return to_save
     if isinstance(model, Mapping):
         return dict(model)

@@ -24,6 +24,11 @@ def has_state(item: object) -> bool:
     return not isinstance(item, type) and callable(getattr(item, "state_dict", None))
 
 
+def holds_state(item: Any) -> bool:
+    """Return whether an object has a state, or is a mapping or list that holds one that has."""
+    return has_state(item) or any(holds_state(value) for _, value in entries_of(item))
+
+
 def entries_of(item: Any) -> list[tuple[Any, Any]]:
     """Return keys and values of a mapping, list or tuple; nothing for anything else."""
     if isinstance(item, Mapping):
@@ -38,14 +43,17 @@ def whole_states(to_save: Mapping[str, Any], team: Team) -> dict[str, Any]:
     is no communication.
 
     Args:
-        to_save: Name to object with a ``state_dict``, or to mappings and lists of such.
+        to_save: Name to object with a ``state_dict``, or to mappings and lists of such.  Other
+            values are their own state.
         team: The ranks.
     """
     return {name: _whole_state(item, team) for name, item in to_save.items()}
 
 
 def _whole_state(item: Any, team: Team) -> Any:
-    if isinstance(item, Mapping):
+    if not holds_state(item):
+        return item
+    if isinstance(item, Mapping) and not has_state(item):
         return {name: _whole_state(inner, team) for name, inner in item.items()}
     if type(item) in (list, tuple):
         return [_whole_state(inner, team) for inner in item]
