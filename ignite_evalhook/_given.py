@@ -18,7 +18,7 @@ __all__: list[str] = []
 
 
 def given(
-    plan: Plan, watchers: Watchers, data: Iterable[Any] | None, *, weights: bool = False
+    plan: Plan, watchers: Watchers, data: Iterable[Any] | None, *, is_new: bool = False
 ) -> Given:
     """Return what has to be the same on all ranks.
 
@@ -26,7 +26,8 @@ def given(
         plan: What the hook was constructed to do.
         watchers: Who acts on its records.
         data: What is evaluated; ``None`` for a function, of which only rank 0's result counts.
-        weights: Whether to compare the weights as well, which reads the device once.
+        is_new: Whether the run has not begun: then the weights are looked at, for which the
+            device waits once, and a sample may be read.
 
     Raises:
         EvaluationError: If ranks share the model, and not only parts of it.
@@ -38,9 +39,9 @@ def given(
         check_unprepared(data, shard=False)
     elif data is not None:
         check_unshared(evaluation.modules)
-        said[DATA] = data_of(data, read=plan.preflight)
+        said[DATA] = data_of(data, read=plan.preflight and is_new)
     each_its_own = evaluation.sync_buffers is None
-    if data is not None and weights and not each_its_own and not is_sharded(evaluation.modules):
+    if data is not None and is_new and not each_its_own and not is_sharded(evaluation.modules):
         names, said[WEIGHTS] = weigh(evaluation.modules)
     return Given(said, names)
 

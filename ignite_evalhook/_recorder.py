@@ -80,7 +80,7 @@ class Recorder:
         try:
             with team.together(f"{self._plan.name}: an answer") as section:
                 is_new = not self._run.has_begun
-                own = NOTHING if team.alone else self._given(data, weights=is_new)
+                own = NOTHING if team.alone else self._given(data, is_new=is_new)
                 with evaluation.session(data, section, given=own):
                     outcome = evaluation.run(data, trainer, section=section)
                 seconds = section.close(None, lambda said: outcome.seconds)
@@ -152,8 +152,8 @@ class Recorder:
         follower.adopt_account(account)
         return _record(at, outcome, improved, seconds), outcome
 
-    def _given(self, data: Iterable[Any] | None, *, weights: bool = False) -> Given:
-        return given(self._plan, self._watchers, data, weights=weights)
+    def _given(self, data: Iterable[Any] | None, *, is_new: bool = False) -> Given:
+        return given(self._plan, self._watchers, data, is_new=is_new)
 
     def _judge(self, metrics: dict[str, Any], computed: Sequence[str]) -> Verdict:
         """Judge complete metrics, on rank 0."""

@@ -50,7 +50,7 @@ def prepare(
     if not run.has_begun:
         check_idle_options(plan.idle_options)
         if not team.alone:
-            own = given(plan, watchers, plan.dataloader, weights=True)
+            own = given(plan, watchers, plan.dataloader, is_new=True)
     folder = plan.folder if team.leads else None
     # A new run has another name on each rank.
 

@@ -417,14 +417,6 @@ class Section:
         self.closed = last
         return verdict
 
-    def tell(self, draw: Callable[[], T]) -> T:
-        """Run ``draw`` on rank 0, and return its result on every rank.
-
-        Raises:
-            EvaluationError: On every rank, if any has failed.
-        """
-        return self.meet("telling", None, lambda said: draw())  # type: ignore[no-any-return]
-
     def close(self, payload: Any = None, decide: Decide | None = None) -> Any:
         """Meet for the last time; nothing that follows belongs to the section."""
         return self._meet("end", payload, decide, last=True)

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import accelerate.data_loader
 import pytest
 import torch
 from hypothesis import given
@@ -797,6 +798,30 @@ def test_a_sampler_that_cannot_be_put_right_is_refused(
     words = rf"the loader's {type(sampler).__name__} deals out to 2 ranks itself.*shard=False"
     with pytest.raises(ValueError, match=words):
         plan_batches(loader, turn=Rank0().turn(0, 2))
+
+
+@pytest.mark.parametrize("shard", [True, False])
+@pytest.mark.parametrize(
+    ("data", "options"),
+    [
+        (Numbers(5), {}),
+        (Numbers(5), {"split_batches": True}),
+        (Numbers(5), {"dispatch_batches": True}),
+        (Stream(), {"dispatch_batches": False}),
+        (Numbers(5), {"even_batches": False}),
+    ],
+)
+def test_a_loader_that_accelerate_has_prepared_is_refused(
+    data: Any, options: dict[str, Any], shard: bool
+) -> None:
+    loader = accelerate.data_loader.prepare_data_loader(
+        DataLoader(data, 2), torch.device("cpu"), 2, 1, put_on_device=True, **options
+    )
+    if "even_batches" in options and not shard:
+        assert serve(plan_batches(loader, turn=Rank0().turn(1, 2), shard=False)) == [[2, 3]]
+        return
+    with pytest.raises(ValueError, match=r"give the hook the loader as it was before accelerator"):
+        plan_batches(loader, turn=Rank0().turn(1, 2), shard=shard)
 
 
 class Busy(DataLoader[Any]):
