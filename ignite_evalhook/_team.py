@@ -255,7 +255,8 @@ class Team:
                 failures, verdict, problem = self._follow(said)
         except LostError as lost:
             never_came = _never_came(self._watch.missing())
-            failures, verdict, problem = never_came or [_loss(lost)], None, lost.__cause__
+            failures, verdict = never_came or [_loss(lost)], None
+            problem = None if never_came else lost.__cause__
         interrupt = self._wire.take_interrupt()
         cause = interrupt or cause or problem
         if not failures:

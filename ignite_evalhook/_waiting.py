@@ -109,14 +109,12 @@ class Watch:
         awaited = [f"{_AT}/{other}" for other in self._others] if self._rank == 0 else [_ALL_CAME]
         pause, longest = _PAUSES
         with self.over(what, self._others[0]):
-            while not self._store.check(awaited):
-                if missing := self.missing():
-                    return missing
+            while not (missing := self.missing()) and not self._store.check(awaited):
                 time.sleep(pause)
                 pause = min(2 * pause, longest)
-        if self._rank == 0:
+        if self._rank == 0 and not missing:
             self._store.set(_ALL_CAME, "")
-        return {}
+        return missing
 
     def missing(self) -> Mapping[int, str]:
         """Return the ranks that have been given up, by whichever rank, with words for each."""
