@@ -143,7 +143,8 @@ BAD: dict[str, list[Row]] = {
     "rule": [
         ({"rule": "max"}, V, "rule must be 'greater' or 'less', got 'max'"),
         ({"rule": 1}, V, "rule must be 'greater' or 'less', got 1"),
-        ({"rule": ["less"]}, V, "rule must be 'greater' or 'less', got"),
+        ({"rule": ["less"] * 3}, V, "rule must have one item for each metric of save_best"),
+        ({"rule": ["min"]}, V, "rule must be 'greater' or 'less', got 'min'"),
         ({"rule": {"acc": "min"}}, V, "rule must be 'greater' or 'less', got 'min'"),
     ],
     "preset": [
@@ -151,7 +152,8 @@ BAD: dict[str, list[Row]] = {
         ({"preset": ["mmpose"]}, V, "preset must be one of"),
     ],
     "greater_keys": [
-        ({"greater_keys": "acc"}, T, r"greater_keys must be a list .*got 'acc'; write \('acc',\)"),
+        ({"greater_keys": b"acc"}, T, "greater_keys must be a list or tuple of strings, got b"),
+        ({"greater_keys": ""}, V, "greater_keys must hold keys with a letter or a digit, got ''"),
         ({"greater_keys": [3]}, T, "greater_keys must hold only strings, got 3"),
         ({"greater_keys": ["_"]}, V, "greater_keys must hold keys with a letter or a digit"),
     ],
