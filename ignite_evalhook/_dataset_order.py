@@ -9,17 +9,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-__all__ = ["dealt_by_turn", "in_dataset_order"]
-
-
-def dealt_by_turn(counts: Sequence[int]) -> list[list[int]]:
-    """Return the numbers of each rank's batches when they were dealt out by turn.
-
-    Args:
-        counts: How many batches each rank had.
-    """
-    ranks = len(counts)
-    return [list(range(rank, rank + ranks * count, ranks)) for rank, count in enumerate(counts)]
+__all__ = ["in_dataset_order"]
 
 
 def in_dataset_order(

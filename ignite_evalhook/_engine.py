@@ -4,12 +4,12 @@
 before a metric sees them, completes the metrics before the engine fires ``COMPLETED``, and insists
 that every batch was seen.  When to evaluate, and what follows, is decided elsewhere.
 
-Private names of Ignite's engine are used in this file (``_exactness`` reads ``_event_handlers``
-too), and only these: ``Engine._process_function`` (a validation loss can be taken off a ready
-engine's output only around it), ``_internal_run_generator``, ``_dataloader_iter``, ``_init_iter``
-(a run that raised leaves them behind, and the next one would do nothing), ``_event_handlers`` (to
-list metrics) and ``_fire_event`` (to skip events that nobody listens to, and to be there before
-the first handler of ``EPOCH_COMPLETED`` and after the last).
+Private names of Ignite's engine are used in this file (``_refused_metrics`` reads
+``_event_handlers``, too), and only these: ``Engine._process_function`` (a validation loss can be
+taken off a ready engine's output only around it), ``_internal_run_generator``,
+``_dataloader_iter``, ``_init_iter`` (a run that raised leaves them behind, and the next one would
+do nothing), ``_event_handlers`` (to list metrics) and ``_fire_event`` (to skip events that nobody
+listens to, and to be there before the first handler of ``EPOCH_COMPLETED`` and after the last).
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import inspect
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from functools import partial
 from typing import Any
 
 import ignite.distributed as idist
@@ -26,14 +25,17 @@ import torch
 from ignite.engine import Engine, Events
 from ignite.metrics import Metric
 
+from ._asking import AskedMetrics
 from ._collect import Carrier
 from ._loading import Batches
 from ._log import say_once
-from ._merge import check_exact, merged, metric_state, no_collectives
-from ._pool import Pool, answers
+from ._pool import Pool
+from ._refused_metrics import check_exact
 from ._results import ResultCollector
+from ._stand_in import no_collectives
 from ._team import Section
 from ._val_loss import LossMeter, count_samples, split_val_loss
+from ._world_of_one import world_of_one
 from .exceptions import EvaluationError
 
 __all__: list[str] = []
@@ -444,21 +446,24 @@ def probe(evaluator: Engine, batch: Any, *, compute: bool) -> dict[str, Any]:
         if loss is not None:
             meter.update(loss, count_samples(output, batch))
         evaluator.state.output = output
+        asked = AskedMetrics(metrics, 0, idist.get_world_size())
         try:
-            for _, handler, args in handlers:
-                if handler.__name__ != "completed":
-                    handler(evaluator, *args[1:])
+            asked.note()
+            with no_collectives():
+                for _, handler, args in handlers:
+                    if handler.__name__ != "completed":
+                        handler(evaluator, *args[1:])
+            asked.note()
+            asked.refuse_unreduced()
             if compute:
                 for name, metric in metrics.items():
-                    # By itself a metric would reduce over ranks.
-                    alone = partial(merged, metric, [metric_state(metric)], name=name)
-                    several = idist.get_world_size() > 1
                     try:
-                        with answers({metric: alone} if several else {}):
+                        with world_of_one():  # by itself a metric would reduce over ranks
                             metric.completed(evaluator, name)
                     except Exception:  # noqa: BLE001  # one batch may be too little; time will tell
                         evaluator.state.metrics[name] = None
         finally:
+            asked.close()
             for metric, _, _ in handlers:
                 metric.reset()
         found = dict(evaluator.state.metrics)

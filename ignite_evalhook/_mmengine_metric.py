@@ -9,21 +9,20 @@ MMEngine is an extra: it is imported inside functions, here and in ``_mmengine``
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import chain
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from ignite.engine import Engine
 from ignite.exceptions import NotComputableError
 from ignite.metrics import Metric
 
-from ._dataset_order import dealt_by_turn, in_dataset_order
 from ._engine import attached_metrics
-from ._mmengine_state import Change, Standing, counting
+from ._list_marks import Holder
+from ._state_snapshot import StateSnapshot, inner_items
 from ._val_loss import count_samples, split_val_loss
+from ._world_of_one import world_of_one
 from .exceptions import EvaluationError
 
 __all__ = ["MMEngineMetric", "needs_mmengine"]
@@ -72,16 +71,14 @@ class MMEngineMetric(Metric):
         self._fixed_meta = dataset_meta is not None
         if self._fixed_meta:
             self.evaluator.dataset_meta = dataset_meta
-        self._standing: Standing | None = None
+        self._snapshot: StateSnapshot | None = None
         self._took_meta = False
         self._unfinished = False
         self._touched = False
-        self._first: dict[str, Any] = {}  # plain attributes after the first batch
-        self._known: set[str] = set()
         self._metrics: list[Any] = []
-        self._lengths: list[list[int]] = []
+        self._sizes: list[int | None] = []  # samples of each batch; a list as results are
         self._updates = 0
-        self._samples: int | None = 0
+        self._known: set[str] = set()
         super().__init__()
 
     def take_data(self, dataloader: Any) -> None:
@@ -96,8 +93,8 @@ class MMEngineMetric(Metric):
 
     def reset(self) -> None:
         """Forget all updates, also what they have changed in other attributes than ``results``."""
-        if self._standing is not None and self._touched:
-            self._standing.put_back()
+        if self._snapshot is not None and self._touched:
+            self._snapshot.put_back()
         self._unfinished = False
         self._begin()
 
@@ -105,15 +102,12 @@ class MMEngineMetric(Metric):
         with needs_mmengine(type(self).__name__):
             from mmengine.evaluator import BaseMetric, Evaluator
 
-        self._standing = None
-        standing = Standing(
-            self.evaluator, kinds=(BaseMetric, Evaluator), apart=(BaseMetric, "results")
-        )
-        self._metrics = [item for item in standing.items if isinstance(item, BaseMetric)]
+        kinds = (BaseMetric, Evaluator)
+        found = inner_items(self.evaluator, lambda value: isinstance(value, kinds))
+        self._metrics = [item for item in found if isinstance(item, BaseMetric)]
         self._forget_results()
-        self._lengths = [[0] for _ in self._metrics]
-        self._updates, self._samples, self._first = 0, 0, {}
-        self._standing, self._touched = standing, False
+        self._sizes, self._updates = [], 0
+        self._snapshot, self._touched = StateSnapshot(found), False
 
     def _forget_results(self) -> None:
         for metric in self._metrics:
@@ -150,13 +144,7 @@ class MMEngineMetric(Metric):
         samples = outputs if _has_items(outputs) else [outputs]
         self.evaluator.process(data_samples=samples, data_batch=batch)
         self._updates += 1
-        if self._updates == 1 and self._standing is not None:
-            self._first = self._standing.constants()
-        count = count_samples(outputs, batch)
-        if self._samples is not None:
-            self._samples = None if count is None else self._samples + count
-        for metric, lengths in zip(self._metrics, self._lengths, strict=True):
-            lengths.append(len(metric.results))
+        self._sizes.append(count_samples(outputs, batch))
 
     def compute(self) -> dict[str, Any]:
         """Return the results, without asking other ranks.
@@ -164,11 +152,18 @@ class MMEngineMetric(Metric):
         Raises:
             NotComputableError: If there was no update.
         """
-        if self._updates == 0:
+        if not self._sizes:
             raise NotComputableError(
                 "metrics of MMEngine must have processed at least one batch before they compute"
             )
-        return self._evaluate([list(metric.results) for metric in self._metrics], self._samples)
+        results = [list(metric.results) for metric in self._metrics]
+        if len(self._sizes) > self._updates:  # there are those of other ranks, on the CPU
+            results = [
+                _to_cpu(items) if self._evaluates_by_itself(metric) else items
+                for metric, items in zip(self._metrics, results, strict=True)
+            ]
+        sizes = [size for size in self._sizes if size is not None]
+        return self._evaluate(results, sum(sizes) if len(sizes) == len(self._sizes) else None)
 
     def completed(self, engine: Engine, name: str) -> None:
         """Put each result under its own name into the engine's metrics.
@@ -189,54 +184,18 @@ class MMEngineMetric(Metric):
         self._unfinished = False
         self._forget_results()  # as MMEngine does: predictions of a whole dataset are large
 
-    # -- several ranks, see _merge.Mergeable ------------------------------------------------------
+    # -- several ranks, see _metric_units ---------------------------------------------------------
 
-    def shard_state(self) -> dict[str, Any]:
-        """Return the results of all metrics, and what else has changed since the first batch."""
-        changes, constants = {}, {}
-        if self._standing is not None:
-            changes, constants = self._standing.changes(), self._standing.constants()
-        for place, change in changes.items():
-            if place in self._first and self._first[place] != constants.get(place):
-                changes[place] = change._replace(counts=True)  # once more after the first batch
-        return {
-            "classes": [type(metric).__name__ for metric in self._metrics],
-            "updates": self._updates,
-            "samples": self._samples,
-            "results": [list(metric.results) for metric in self._metrics],
-            "lengths": self._lengths,
-            "changes": {place: tuple(change) for place, change in changes.items()},
-            "constants": constants,
-        }
+    why_lists_only = (
+        "changes while batches are processed, on each rank by itself, and only the results of "
+        "MMEngine's metrics can be put together; let process() append to self.results, and add up "
+        "in compute_metrics()"
+    )
 
-    def merge_shards(
-        self, shards: Sequence[Mapping[str, Any]], numbers: Sequence[Sequence[int]] | None
-    ) -> dict[str, Any]:
-        """Return what one process computes, and leave the results as they are.
-
-        Raises:
-            EvaluationError: If a metric counts in other attributes than ``results``, or its
-                results did not grow batch by batch.
-        """
-        own = self.shard_state()
-        if any(shard["classes"] != own["classes"] for shard in shards):
-            raise EvaluationError(
-                f"the evaluator of MMEngine holds the metrics {[s['classes'] for s in shards]} on "
-                "the ranks; make them all in __init__, so that they are the same everywhere"
-            )
-        # A rank without a batch is not among the shards, but if it computes it must agree as well.
-        _refuse_counting(shards if self._updates > 0 else [own, *shards])
-        if numbers is None:
-            numbers = dealt_by_turn([shard["updates"] for shard in shards])
-        merged = []
-        for place, metric in enumerate(self._metrics):
-            lists = [shard["results"][place] for shard in shards]
-            if len(shards) > 1 and self._evaluates_by_itself(metric):
-                lists[0] = _to_cpu(lists[0])  # as the others came; BaseMetric does it itself
-            lengths = [shard["lengths"][place] for shard in shards]
-            merged.append(_joined(metric, lists, lengths, numbers))
-        samples = [shard["samples"] for shard in shards]
-        return self._evaluate(merged, None if None in samples else sum(samples))
+    def list_holders(self) -> list[Holder]:
+        """Return what may hold lists, and must not count anything else."""
+        results = [Holder(metric, None, ("results",), known=True) for metric in self._metrics]
+        return [Holder(self, ("_sizes",)), *results]
 
     def _evaluates_by_itself(self, metric: Any) -> bool:
         from mmengine.evaluator import BaseMetric, Evaluator
@@ -253,7 +212,7 @@ class MMEngineMetric(Metric):
         try:
             for metric, items in zip(self._metrics, results, strict=True):
                 metric.results = items
-            with _without_process_group():
+            with world_of_one():
                 found = self.evaluator.evaluate(size)
         finally:
             for metric, items in zip(self._metrics, kept, strict=True):
@@ -294,58 +253,6 @@ def _has_items(outputs: Any) -> bool:
     if isinstance(getattr(outputs, "ndim", None), int):  # a tensor, an array
         return bool(outputs.ndim)
     return isinstance(outputs, Sequence) and not isinstance(outputs, (str, bytes))
-
-
-@contextmanager
-def _without_process_group() -> Iterator[None]:
-    """Let this process think it is alone.
-
-    Without a default group ``is_initialized()`` is false, which is what MMEngine and careful
-    metrics ask, and a collective of a careless one is an error instead of waiting for ever.
-    """
-    if not (dist.is_available() and dist.is_initialized()):
-        yield
-        return
-    world: Any = dist.GroupMember
-    kept = world.WORLD
-    world.WORLD = None
-    try:
-        yield
-    finally:
-        world.WORLD = kept
-
-
-def _joined(
-    metric: Any,
-    lists: Sequence[list[Any]],
-    lengths: Sequence[Sequence[int]],
-    numbers: Sequence[Sequence[int]],
-) -> list[Any]:
-    """Return one list with the results of all ranks in the order of the dataset."""
-    if len(lists) == 1:
-        return list(lists[0])
-    dealt = in_dataset_order(lists, lengths, numbers)
-    if dealt is None:
-        raise EvaluationError(
-            f"the results of {type(metric).__name__} did not just grow from batch to batch, so "
-            "those of several ranks cannot be joined exactly; append to self.results in "
-            "process(), and reduce in compute_metrics()"
-        )
-    return list(chain(*dealt))
-
-
-def _refuse_counting(shards: Iterable[Mapping[str, Any]]) -> None:
-    """Refuse metrics that count where ranks cannot be merged."""
-    found = counting([
-        ({place: Change(*change) for place, change in shard["changes"].items()}, shard["constants"])
-        for shard in shards
-    ])  # fmt: skip
-    if found is not None:
-        raise EvaluationError(
-            f"{found} changes while batches are processed, on each rank by itself, and only the "
-            "results of MMEngine's metrics can be merged; let process() append to self.results, "
-            "and add up in compute_metrics()"
-        )
 
 
 def _to_cpu(value: Any) -> Any:

@@ -1,7 +1,7 @@
 """Bring together what the ranks have seen in one evaluation.
 
-Rank 0 computes all metrics from the states of all ranks, and everyone is told: nobody computes
-alone, and no metric talks by itself.  How a metric's states are merged is ``_merge``'s business.
+How metrics are computed over the ranks is :mod:`~ignite_evalhook._asking`'s business; here the
+ranks meet for it.
 """
 
 from __future__ import annotations
@@ -11,15 +11,17 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
+import torch
+import torch.distributed as dist
 from ignite.metrics import Metric
 
 from ._alike import OWN_PARTS
+from ._asking import AskedMetrics
 from ._collect import Carrier
 from ._loading import Batches
 from ._loss_meter import LossMeter
-from ._merge import ListMarks, merged, metric_state
 from ._results import Part, ResultCollector
-from ._team import Section
+from ._team import Section, Team
 from .exceptions import EvaluationError
 
 __all__: list[str] = []
@@ -61,10 +63,10 @@ class Pool:
         self._collector = collector
         self._carrier = carrier
         self._lockstep = lockstep
-        self._marks = {name: ListMarks(metric) for name, metric in self._metrics.items()}
+        team = section.team
+        self._asked = AskedMetrics(self._metrics, team.rank, team.size, team_reduce(team))
         self._shared = batches.numbers() is not None
         self._kept: list[Any] = []  # in lockstep, a batch to go through again
-        self._values: dict[str, Any] = {}
         self._answers = ExitStack()
 
     def before_batch(self, batch: Any) -> int | None:
@@ -76,7 +78,7 @@ class Pool:
         Raises:
             EvaluationError: If one has.
         """
-        self._note()
+        self._asked.note()
         if self._lockstep:
             self._kept[:] = [batch]
             self._next_round(has_batch=True)
@@ -84,10 +86,6 @@ class Pool:
             self._section.listen()
         team = self._section.team
         return team.rank + self._batches.seen * team.size if self._shared else None
-
-    def _note(self) -> None:
-        for marks in self._marks.values():
-            marks.note()
 
     def keep_step(self, process: Callable[[Any], Any]) -> None:
         """Go through a batch again, for nothing, as long as other ranks have more of them."""
@@ -123,12 +121,8 @@ class Pool:
             EvaluationError: On every rank, if one has failed, nobody had a batch, or a metric
                 cannot be computed.
         """
-        self._note()
+        self._asked.note()
         numbers = self._batches.numbers()
-        metrics = {
-            name: metric_state(metric, marks=self._marks[name])
-            for name, metric in self._metrics.items()
-        }
         results = None
         if self._collector is not None:
             # Rank 0 has its own already; opened, they would take memory for nothing.
@@ -141,16 +135,23 @@ class Pool:
             "numbers": numbers,
             "samples": samples,
             "losses": self._meter.state(),
-            "metrics": metrics,
+            "metrics": self._asked.say(self._batches.seen),
             "results": results,
         }
-        told = self._section.meet("batches", report, self._bring_together)
-        differ, self._values, self.losses, self.samples, self._batches.repeats = told
+        differ, told, self.losses, self.samples, self._batches.repeats = self._section.meet(
+            "batches", report, self._bring_together
+        )
         if differ:  # unless each pass has others, by chance
             is_part = self._section.team.rank > 0 and self._batches.begins_alike()
             self._section.meet("first batches", is_part, _check_first)
+        self._asked.hear(told)
+        while not self._asked.done:
+            words = self._asked.say(self._batches.seen)
+            self._asked.hear(self._section.meet("metrics ask", words, self._asked.decide))
         # From now on each metric's compute() returns what all ranks were told.
-        computes = {metric: partial(self._value, name) for name, metric in self._metrics.items()}
+        computes = {
+            metric: partial(self._asked.value, name) for name, metric in self._metrics.items()
+        }
         self._answers.enter_context(answers(computes))
 
     def _bring_together(self, reports: Sequence[Mapping[str, Any]]) -> tuple[Any, ...]:
@@ -167,24 +168,27 @@ class Pool:
                 parts = one_after_another([self._collector.parts(), *parts])[1:]
             for part in parts:
                 self._collector.merge(part)
-        numbers = _numbers(active)
-        values = {
-            name: merged(metric, [r["metrics"][name] for r in active], numbers=numbers, name=name)
-            for name, metric in self._metrics.items()
-        }
+        told = self._asked.decide([report["metrics"] for report in reports], _numbers(reports))
         samples = [report["samples"] for report in active]
         known = [count for count in samples if count is not None]
         whole = sum(known) if len(known) == len(samples) else None
         repeats = not self._shared and len(firsts) == 1 and len(active) > 1
         differ = self._shared and len(firsts) > 1
-        return differ, values, self._meter.compute(), whole, repeats
+        return differ, told, self._meter.compute(), whole, repeats
 
     def close(self) -> None:
         """Let the metrics compute by themselves again."""
+        self._asked.close()
         self._answers.close()
 
-    def _value(self, name: str) -> Any:
-        return self._values[name]
+
+def team_reduce(team: Team) -> Callable[[torch.Tensor, str], None]:
+    """Return what reduces a tensor in place over all ranks, by the team's own group."""
+
+    def reduce(tensor: torch.Tensor, op: str) -> None:
+        dist.all_reduce(tensor, getattr(dist.ReduceOp, op), group=team.group)
+
+    return reduce
 
 
 @contextmanager
@@ -244,8 +248,8 @@ def one_after_another(ranks: Sequence[Sequence[Part]]) -> list[list[Part]]:
 
 def _numbers(reports: Sequence[Mapping[str, Any]]) -> list[list[int]]:
     """Return the place of each rank's batches in the order of all; rank by rank if unknown."""
-    if all(report["numbers"] is not None for report in reports):
-        return [list(report["numbers"]) for report in reports]
+    if all(report["numbers"] is not None for report in reports if report["seen"] > 0):
+        return [list(report["numbers"] or ()) for report in reports]
     numbers, start = [], 0
     for report in reports:
         numbers.append(list(range(start, start + report["seen"])))

@@ -1,11 +1,12 @@
 """Use metrics of torchmetrics as metrics of an engine, exact on any number of processes.
 
 torchmetrics is an extra: nothing here imports it.  An object can only be one of its metrics if
-somebody has imported it already.  Its own synchronisation is never used; states are merged by the
-reductions that they were declared with.
+somebody has imported it already.  Its own synchronisation puts states together, as they were
+declared; what it gathers is asked for as Ignite's metrics do (``dist_sync_fn``).
 
 Private names of torchmetrics are used in this file only: ``Metric._defaults`` and
-``_reductions`` (the declared states), ``_computed`` and ``_update_count`` (what goes with them).
+``_reductions`` (the declared states), ``_computed`` and ``_update_count`` (what goes with them),
+and ``_to_sync``.
 """
 
 from __future__ import annotations
@@ -14,17 +15,18 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import chain
+from functools import partial
 from typing import Any
 
+import ignite.distributed as idist
 import torch
 from ignite.engine import Engine
 from ignite.exceptions import NotComputableError
 from ignite.metrics import Metric
 from torch import nn
 
-from ._dataset_order import dealt_by_turn, in_dataset_order
-from ._reductions import reduced
+from ._list_marks import Holder
+from ._metric_units import Part
 from .exceptions import EvaluationError
 
 __all__ = ["TorchMetric", "as_ignite_metric", "is_torchmetric"]
@@ -90,16 +92,10 @@ class TorchMetric(Metric):
         self._modules = list(item.modules())
         self._parts: list[Any] = [m for m in self._modules if isinstance(m, package.Metric)]
         self._is_collection = isinstance(item, package.MetricCollection)
-        self._updates = 0
-        self._lengths: list[dict[str, list[int]]] = []
         super().__init__(output_transform=output_transform or _as_it_is)
 
     def reset(self) -> None:
         """Forget all updates."""
-        self._updates = 0
-        self._lengths = [
-            {name: [0] for name in part._defaults if _is_list(part, name)} for part in self._parts
-        ]
         self._item.reset()
 
     def iteration_completed(self, engine: Engine) -> None:
@@ -115,80 +111,53 @@ class TorchMetric(Metric):
                 _update(metric, output)
         else:
             _update(self._item, output)
-        self._updates += 1
-        for part, lengths in zip(self._parts, self._lengths, strict=True):
-            for name, noted in lengths.items():
-                noted.append(len(getattr(part, name)))
+            if self._is_collection:
+                self._item.values(copy_state=False)  # gives all of a group what one has counted
 
     def compute(self) -> Any:
-        """Return the result, without asking other ranks.
+        """Return the result.
 
         Raises:
             NotComputableError: If there was no update.
         """
-        if self._updates == 0:
-            raise NotComputableError(
-                f"{type(self._item).__name__} must have at least one example before it can be "
-                "computed."
-            )
-        kept = [part.distributed_available_fn for part in self._parts]
-        try:
-            for part in self._parts:
-                part.distributed_available_fn = _never
+        if idist.get_world_size() == 1 and all(map(_is_empty, self._parts)):
+            raise _nothing(self._item)
+        with _synchronised(self._parts):
+            if not self.own_parts():
+                _take_all_updates(self._item)
             return _plain(self._item.compute())
-        finally:
-            for part, available in zip(self._parts, kept, strict=True):
-                part.distributed_available_fn = available
 
     def completed(self, engine: Engine, name: str) -> None:
         """Put the result, or each of several under its own name, into the engine's metrics."""
         result = self.compute()
         engine.state.metrics.update(result if isinstance(result, Mapping) else {name: result})
 
-    # -- several ranks, see _merge.Mergeable ------------------------------------------------------
+    # -- several ranks, see _metric_units ---------------------------------------------------------
 
-    def shard_state(self) -> dict[str, Any]:
-        """Return the declared states of all metrics in it."""
-        return {
-            "updates": self._updates,
-            "groups": [list(group) for group in self._groups()],
-            "parts": [
-                {
-                    "updates": int(part._update_count),
-                    "states": {name: _detached(getattr(part, name)) for name in part._defaults},
-                    "lengths": lengths,
-                }
-                for part, lengths in zip(self._parts, self._lengths, strict=True)
-            ],
-        }
+    def own_parts(self) -> list[Part]:
+        """Return the metrics inside it that are computed over the ranks by themselves."""
+        return [
+            Part(leaf, partial(_compute, leaf), tuple(leaf._defaults))
+            for leaf in self._leaves()
+            if leaf is not self._item
+        ]
 
-    def merge_shards(
-        self, shards: Sequence[Mapping[str, Any]], numbers: Sequence[Sequence[int]] | None
-    ) -> Any:
-        """Return what one process computes, with the states merged as they were declared.
+    def list_holders(self) -> list[Holder]:
+        """Return what may hold lists, apart from the parts."""
+        return [] if self.own_parts() else [Holder(self._item, tuple(self._item._defaults))]
 
-        Raises:
-            EvaluationError: If a state cannot be merged exactly.
-        """
-        if any(shard["groups"] != shards[0]["groups"] for shard in shards):
-            raise EvaluationError(
-                "a MetricCollection of torchmetrics has grouped its metrics differently on the "
-                "ranks; name the groups in compute_groups=, or hand over one that is new"
-            )
-        if numbers is None:
-            numbers = dealt_by_turn([shard["updates"] for shard in shards])
-        with self._as_it_was():
-            self._updates = sum(shard["updates"] for shard in shards)
-            for place, part in enumerate(self._parts):
-                entries = [shard["parts"][place] for shard in shards]
-                present = [rank for rank, entry in enumerate(entries) if entry["updates"] > 0]
-                entries = [entries[rank] for rank in present] or entries[:1]
-                for name in part._defaults:
-                    value = _merged_state(part, name, entries, [numbers[rank] for rank in present])
-                    setattr(part, name, _on(part.device, value))
-                part._computed = None
-                part._update_count = sum(entry["updates"] for entry in entries)
-            return TorchMetric.compute(self)  # ``self.compute`` may be replaced for a time
+    def followed(self) -> list[Any]:
+        """Return what computing may change."""
+        return self._parts
+
+    def _leaves(self) -> list[Any]:
+        """Return the metrics that hold no others."""
+        package: Any = sys.modules["torchmetrics"]
+        return [
+            part
+            for part in self._parts
+            if sum(isinstance(module, package.Metric) for module in part.modules()) == 1
+        ]
 
     def why_not_exact(self) -> str | None:
         """Say why this metric cannot be evaluated on several ranks, if it cannot."""
@@ -199,10 +168,7 @@ class TorchMetric(Metric):
                     return f"{kind} of torchmetrics {reason}; attach the metric inside it"
         if not any(part._defaults for part in self._parts):
             return "it declares no state; call self.add_state(...) in its __init__"
-        return None
-
-    def _groups(self) -> list[list[str]]:
-        return list(self._item.compute_groups.values()) if self._is_collection else []
+        return next(filter(None, map(_why_not, self._leaves())), None)
 
     def _follow(self, output: Any) -> None:
         """Move to the device of the data."""
@@ -210,36 +176,94 @@ class TorchMetric(Metric):
         if tensor is not None and any(part.device != tensor.device for part in self._parts):
             self._item.to(tensor.device)
 
-    @contextmanager
-    def _as_it_was(self) -> Iterator[None]:
-        """Put everything back afterwards; a computation may have changed any attribute."""
-        kept = [
-            {
-                name: dict(value) if name in ("_buffers", "_modules", "_parameters") else value
-                for name, value in vars(module).items()
-            }
-            for module in self._modules
-        ]
-        updates = self._updates
-        try:
-            yield
-        finally:
-            self._updates = updates
-            for module, attributes in zip(self._modules, kept, strict=True):
-                vars(module).clear()
-                vars(module).update(attributes)
-
 
 def _as_it_is(output: Any) -> Any:
     return output
 
 
-def _never() -> bool:
-    return False
+def _nothing(metric: Any) -> NotComputableError:
+    return NotComputableError(
+        f"{type(metric).__name__} must have at least one example before it can be computed."
+    )
 
 
-def _is_list(part: Any, name: str) -> bool:
-    return isinstance(part._defaults[name], list)
+def _is_empty(part: Any) -> bool:
+    """Return whether a metric has counted nothing; it may have been given lists."""
+    lists = [getattr(part, name) for name in part._defaults]
+    return part._update_count == 0 and not any(isinstance(one, list) and one for one in lists)
+
+
+@contextmanager
+def _synchronised(parts: Sequence[Any]) -> Iterator[None]:
+    """Let metrics gather their states by asking the other ranks, for a time."""
+    several = idist.get_world_size() > 1
+    own = {
+        "dist_sync_fn": _gather, "distributed_available_fn": lambda: several, "_to_sync": True,
+        "_computed": None,
+    }  # fmt: skip
+    kept = [{name: vars(part)[name] for name in own if name in vars(part)} for part in parts]
+    try:
+        for part in parts:
+            vars(part).update(own)
+        yield
+    finally:
+        for part, attributes in zip(parts, kept, strict=True):
+            vars(part).update(attributes)
+
+
+def _gather(tensor: torch.Tensor, group: Any = None) -> list[torch.Tensor]:
+    """Return the tensors of all ranks, of whatever shapes; what ``dist_sync_fn`` is to do."""
+    found: Any = idist.all_gather((tensor,))
+    return [values[0].to(tensor.device) for values in found]
+
+
+def _compute(part: Any) -> Any:
+    """Compute a metric inside another one."""
+    if _is_empty(part):
+        raise _nothing(part)
+    with _synchronised([part]):
+        _take_all_updates(part)
+        return part.compute()
+
+
+def _take_all_updates(part: Any) -> None:
+    """Count the updates of all ranks, and refuse averages over ranks that are different."""
+    if idist.get_world_size() == 1:
+        return
+    if part._update_count == 0:
+        raise _nothing(part)
+    counts: Any = idist.all_gather(part._update_count)
+    part._update_count = sum(counts)
+    averages = sys.modules["torchmetrics.utilities.data"].__dict__["dim_zero_mean"]
+    for name, reduction in part._reductions.items():
+        if reduction is averages:
+            first, *others = _gather(getattr(part, name))
+            if any(not torch.equal(first, other) for other in others):
+                raise EvaluationError(
+                    f"the state {name!r} of {type(part).__name__} is averaged over the ranks, "
+                    "which weighs a rank with one batch like a rank with many; keep a sum and a "
+                    "count (dist_reduce_fx='sum') and divide in compute()"
+                )
+
+
+def _why_not(part: Any) -> str | None:
+    """Say which state torchmetrics cannot put together if the ranks had unlike batches."""
+    joins = sys.modules["torchmetrics.utilities.data"].__dict__["dim_zero_cat"]
+    is_list = {name: isinstance(default, list) for name, default in part._defaults.items()}
+    for name, reduction in part._reductions.items():
+        if not is_list[name] and reduction is joins:
+            return (
+                f"the state {name!r} of {type(part).__name__} is a tensor that grows "
+                "(dist_reduce_fx='cat'), which torchmetrics cannot gather from ranks with unlike "
+                "batches; declare a list: self.add_state(..., [], dist_reduce_fx='cat')"
+            )
+        if is_list[name] and reduction is not joins and not all(is_list.values()):
+            return (
+                f"the state {name!r} of {type(part).__name__} is a list with another reduction "
+                "than 'cat', which torchmetrics cannot gather from ranks with unlike batches; "
+                "declare it with dist_reduce_fx='cat', or make it a metric of its own"
+            )
+    return None
 
 
 def _update(metric: Any, output: Any) -> None:
@@ -272,62 +296,6 @@ def _update_by_name(metric: Any, output: Mapping[str, Any]) -> None:
             f"{type(metric).__name__} is updated with {', '.join(required)}, and the output has "
             f"the keys {', '.join(map(str, output))}; name them alike, or use output_transform="
         )
-
-
-def _merged_state(
-    part: Any, name: str, entries: Sequence[Mapping[str, Any]], numbers: Sequence[Sequence[int]]
-) -> Any:
-    """Return one state of one metric as all updates on one process leave it."""
-    values = [entry["states"][name] for entry in entries]
-    if len(values) == 1:
-        return values[0]
-    reduction = part._reductions[name]
-    known = sys.modules["torchmetrics.utilities.data"].__dict__
-    concatenated = reduction in (None, known["dim_zero_cat"])
-    if isinstance(values[0], list):
-        joined = _joined(values, [entry["lengths"][name] for entry in entries], numbers)
-        if concatenated:
-            return joined
-        if not callable(reduction) or reduction.__module__ == known["__name__"]:
-            raise EvaluationError(
-                f"the state {name!r} of {type(part).__name__} is a list with another reduction "
-                "than 'cat'; torchmetrics itself does not say what that gives"
-            )
-        return reduction(joined)
-    if reduction is known["dim_zero_sum"]:
-        return reduced(values, "SUM")
-    if reduction is known["dim_zero_mean"]:
-        if any(not torch.equal(value, values[0]) for value in values):
-            raise EvaluationError(
-                f"the state {name!r} of {type(part).__name__} is averaged over the ranks, which "
-                "weighs a rank with one batch like a rank with many; keep a sum and a count "
-                "(dist_reduce_fx='sum') and divide in compute()"
-            )
-        return values[0]
-    if reduction is not None and concatenated:
-        return torch.cat([value.reshape(-1) if value.ndim == 0 else value for value in values])
-    stacked = torch.stack(list(values))
-    return stacked if reduction is None else reduction(stacked)
-
-
-def _joined(
-    lists: Sequence[list[Any]], lengths: Sequence[Sequence[int]], numbers: Sequence[Sequence[int]]
-) -> list[Any]:
-    """Return one list with the items of all ranks in the order of the dataset."""
-    dealt = in_dataset_order(lists, lengths, numbers)
-    return list(chain(*(dealt or lists)))
-
-
-def _detached(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.detach()
-    return [_detached(item) for item in value] if isinstance(value, list) else value
-
-
-def _on(device: torch.device, value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.to(device)
-    return [_on(device, item) for item in value] if isinstance(value, list) else value
 
 
 def _first_tensor(value: Any) -> torch.Tensor | None:

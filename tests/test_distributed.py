@@ -23,6 +23,7 @@ import ignite.distributed as idist
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from ignite.engine import Engine, Events
 from ignite.handlers import EarlyStopping
 from ignite.metrics import (
@@ -862,6 +863,44 @@ def unreduced(evaluator: Engine, rank: int) -> None:
     Unreduced().attach(evaluator, "seen")
 
 
+class Direct(Unreduced):
+    """Calls a collective of torch's, which waits for ranks that need not come."""
+
+    def compute(self) -> int:
+        count = torch.tensor(self.count)
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            dist.all_reduce(count)
+        return int(count)
+
+
+class DirectUpdate(Unreduced):
+    def update(self, output: Any) -> None:
+        dist.all_gather_object([None] * dist.get_world_size(), self.count)
+
+
+class ReducingUpdate(Unreduced):
+    def update(self, output: Any) -> None:
+        self.count = int(idist.all_reduce(self.count + len(output[0])))
+
+
+class OnlyHere(Unreduced):
+    """Fails on the last rank, while the others ask."""
+
+    def compute(self) -> int:
+        if idist.get_rank() == idist.get_world_size() - 1:
+            raise ZeroDivisionError("only here")
+        return int(idist.all_reduce(self.count))
+
+
+class Different(Unreduced):
+    def compute(self) -> Any:
+        return (idist.all_reduce if idist.get_rank() == 0 else idist.all_gather)(self.count)
+
+
+def attached(make: Callable[[], Metric]) -> Callable[[Engine, int], None]:
+    return lambda evaluator, rank: make().attach(evaluator, "mine")
+
+
 def collective(evaluator: Engine, rank: int) -> None:
     @evaluator.on(Events.ITERATION_COMPLETED(every=1))
     def reduce(engine: Engine) -> None:
@@ -881,6 +920,7 @@ class Refusal:
     after_batches: bool = False
     options: tuple[tuple[str, Any], ...] = ()
     data: Callable[[int], Any] = lambda rank: DataLoader(blobs(5), 1)
+    in_trial: bool = False  # by the trial batch of a run, after the batches of an evaluation
 
 
 def with_indices(output: Any, indices: Sequence[int]) -> list[Any]:
@@ -893,7 +933,26 @@ REFUSALS: dict[str, Refusal] = {
     ),
     "a running average": Refusal(running_average, ("'running'", "RunningAverage", "Average")),
     "a metric for each batch": Refusal(batch_wise, ("'each'", "Accuracy", "usage='epoch_wise'")),
-    "a metric that never reduces": Refusal(unreduced, ("'seen'", "Unreduced", "sync_all_reduce")),
+    "a metric that never reduces": Refusal(
+        unreduced, ("'seen'", "Unreduced", "never asks", "sync_all_reduce"), in_trial=True
+    ),
+    "a metric that calls torch's collectives": Refusal(
+        attached(Direct),
+        ("'mine' (Direct) calls all_reduce of torch", "idist.all_reduce"),
+        in_trial=True,
+    ),
+    "a metric that does so in its updates": Refusal(
+        attached(DirectUpdate), ("'mine' (DirectUpdate) calls all_gather_object",), in_trial=True
+    ),
+    "a metric that reduces in its updates": Refusal(
+        attached(ReducingUpdate), ("idist.all_reduce was called while batches",), in_trial=True
+    ),
+    "a metric that fails on one rank": Refusal(
+        attached(OnlyHere), ("rank 2 failed: ZeroDivisionError: only here",), after_batches=True
+    ),
+    "ranks that ask different things": Refusal(
+        attached(Different), ("'mine' (Different) cannot", "ask different things"), True
+    ),
     "a collective between batches": Refusal(
         collective, ("idist.all_reduce was called while batches are evaluated",), True
     ),
@@ -963,8 +1022,9 @@ def test_what_cannot_be_exact_is_refused_by_name_on_every_rank() -> None:
                 assert error.startswith("rank "), name
                 assert all(word in error for word in refusal.words), (name, error)
             if not refusal.after_batches:
-                assert before == [0, 0], name
                 assert iteration == 0, name
+                assert before[1] <= refusal.in_trial, name
+                assert before[0] == 0 or refusal.in_trial, name
             assert evaluated == 0, name
             assert metrics == ranks[0][name][3], name
             assert set(metrics) == {"accuracy"}

@@ -15,8 +15,9 @@ from ignite.engine import Engine
 from torch import nn
 from torch.utils.data import DataLoader
 
+from helpers.over_ranks import over_ranks
 from ignite_evalhook import EvalRecord, History, load_best
-from ignite_evalhook._merge import check_exact, merged, metric_state
+from ignite_evalhook._refused_metrics import check_exact
 
 pytest.importorskip("monai")
 
@@ -104,24 +105,25 @@ def test_monais_metrics_are_those_of_one_process_over_any_number_of_ranks(
     y = torch.rand(13, 2, 8, 8).round()
     y[5, 1] = 0  # a class that is not there: its Dice is NaN, and left out
     batches = list(zip(torch.rand(13, 2, 8, 8).round().split(2), y.split(2), strict=True))
-    alone = updated(metric, batches)
-    numbers = [list(range(len(batches)))[rank::ranks] for rank in range(ranks)]
-    parts = [updated(metric, batches[rank::ranks]) for rank in range(ranks)]
+    alone = made(metric)
     check_exact(metric, alone)
+    for batch in batches:
+        alone.update(batch)
 
-    value = merged(parts[0], [metric_state(part) for part in parts], numbers=numbers)
+    value = over_ranks(lambda: made(metric), batches, ranks)
 
     wanted = torch.as_tensor(alone.compute())
     if metric == "dice_of_each":  # whose rows MONAI itself gathers rank after rank
-        wanted = torch.cat([wanted.split(2)[number] for part in numbers for number in part])
+        order = [number for rank in range(ranks) for number in range(len(batches))[rank::ranks]]
+        wanted = torch.cat([wanted.split(2)[number] for number in order])
     torch.testing.assert_close(torch.as_tensor(value), wanted, rtol=1e-6, atol=0, equal_nan=True)
 
 
-def updated(metric: str, batches: list[Any]) -> Any:
-    """Return one of MONAI's metrics that has seen batches; it is attached, as it needs to be."""
+def made(metric: str) -> Any:
+    """Return one of MONAI's metrics; it is attached, as it needs to be."""
     from monai import handlers
 
-    made: Any = {
+    found: Any = {
         "dice": lambda: handlers.MeanDice(),
         "dice_by_class": lambda: handlers.MeanDice(reduction="mean_batch"),
         "dice_of_each": lambda: handlers.MeanDice(reduction="none"),
@@ -130,11 +132,9 @@ def updated(metric: str, batches: list[Any]) -> Any:
         "recall": lambda: handlers.ConfusionMatrix(metric_name="recall"),
         "loss": lambda: handlers.IgniteMetricHandler(loss_fn=nn.L1Loss()),
     }[metric]()
-    made.attach(Engine(lambda engine, batch: None), metric)
-    made.reset()
-    for batch in batches:
-        made.update(batch)
-    return made
+    found.attach(Engine(lambda engine, batch: None), metric)
+    found.reset()
+    return found
 
 
 def test_without_monai_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

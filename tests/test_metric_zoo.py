@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-import io
 import random
 import sys
 import warnings
@@ -28,7 +27,6 @@ import ignite.distributed.utils as ignite_distributed
 import ignite.metrics as im
 import pytest
 import torch
-import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ignite.engine import Engine, Events
@@ -36,17 +34,13 @@ from ignite.exceptions import NotComputableError
 from ignite.metrics import Metric, MetricsLambda
 from ignite.metrics.metric import sync_all_reduce
 from torch import Tensor, nn
-from torch.distributed import all_gather_object
 
-from ignite_evalhook._dataset_order import dealt_by_turn, in_dataset_order
-from ignite_evalhook._merge import (
-    ListMarks,
-    check_exact,
-    merged,
-    metric_state,
-    no_collectives,
-)
+from helpers.over_ranks import over_ranks, value_over
+from ignite_evalhook._dataset_order import in_dataset_order
+from ignite_evalhook._metric_units import inner_metrics
 from ignite_evalhook._reductions import reduced, same
+from ignite_evalhook._refused_metrics import check_exact
+from ignite_evalhook._stand_in import no_collectives
 from ignite_evalhook.exceptions import EvaluationError
 
 PAGE = Path(__file__).parents[1] / "docs" / "metrics.md"
@@ -412,24 +406,6 @@ def _boxes(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, name, module)
 
 
-def shard(metric: Metric, batches: Sequence[Any], *, marked: bool = True) -> dict[str, Any]:
-    """Return what a rank sends that has evaluated ``batches``."""
-    metric.reset()
-    marks = ListMarks(metric)
-    marks.note()
-    for batch in batches:
-        metric.update(batch)
-        marks.note()
-    return sent(metric_state(metric, marks=marks if marked else None))
-
-
-def sent(state: Any) -> Any:
-    """Return a state as it arrives: torch's restricted reader knows all that is in it."""
-    file = io.BytesIO()
-    torch.save(state, file)
-    return torch.load(io.BytesIO(file.getvalue()), weights_only=True)
-
-
 def on_one(make: Callable[[], Metric], batches: Sequence[Any]) -> Any:
     metric = make()
     for batch in batches:
@@ -437,19 +413,7 @@ def on_one(make: Callable[[], Metric], batches: Sequence[Any]) -> Any:
     return metric.compute()
 
 
-def over(
-    make: Callable[[], Metric], batches: Sequence[Any], world: int, *, marked: bool = True
-) -> Any:
-    """Return the merged value of ``world`` ranks, to which batches are dealt by turn."""
-    metrics = [make() for _ in range(world)]
-    shards = [batches[rank::world] for rank in range(world)]
-    states = [
-        shard(metric, part, marked=marked)
-        for metric, part in zip(metrics, shards, strict=True)
-        if part
-    ]
-    dealt = [list(range(len(batches)))[rank::world] for rank in range(len(states))]
-    return merged(metrics[0], states, numbers=dealt)
+over = over_ranks
 
 
 def flat(value: Any) -> list[float]:
@@ -627,7 +591,6 @@ def test_what_a_list_begins_with_stays_on_its_rank() -> None:
     dealt = in_dataset_order(lists, [[1, 2, 4], [1], [1, 3]], [[0, 2], [], [1]])
     assert dealt == [["first", "a", "b", "c"], ["first"], ["first", "d", "e"]]
     assert in_dataset_order([["a"]], [[0, 2]], [[0]]) is None  # it shrank
-    assert dealt_by_turn([2, 2, 1]) == [[0, 3], [1, 4], [2]]
 
 
 def test_a_list_that_is_configuration_is_not_dealt_out() -> None:
@@ -641,8 +604,7 @@ def test_a_list_that_is_configuration_is_not_dealt_out() -> None:
             return self.weights[0].item() * self._sum + self.weights[1].item()
 
     batches = [torch.ones(2)] * 4  # two updates a rank, as there are weights
-    for marked in (True, False):
-        assert over(Weighted, batches, 2, marked=marked) == 19.0
+    assert over(Weighted, batches, 2) == 19.0
 
 
 def test_predictions_of_all_ranks_are_computed_from_once() -> None:
@@ -668,37 +630,36 @@ def test_a_metric_of_predictions_with_its_own_way_to_compute_is_exact() -> None:
         assert_exact(over(make, batches, world), on_one(make, batches), BITS)
 
 
-def test_a_value_computed_earlier_is_not_taken() -> None:
-    batches = [numbers(n) for n in DATA[1]]
-    metrics = [im.EpochMetric(squared, check_compute_fn=False) for _ in range(2)]
-    for rank, metric in enumerate(metrics):
-        shard(metric, batches[rank::2])
-        metric.compute()  # a handler looks at it
-    found = merged(metrics[0], [metric_state(metric) for metric in metrics])
-    assert found == on_one(lambda: im.EpochMetric(squared, check_compute_fn=False), batches)
-
-
 @settings(deadline=None, max_examples=40)
 @given(st.lists(st.tuples(st.integers(1, 4), st.integers(0, 3)), min_size=1, max_size=9))
 def test_however_batches_are_dealt_out_the_value_is_the_same(dealt: list[tuple[int, int]]) -> None:
     batches = [(torch.rand(n), torch.rand(n)) for n, _ in dealt]
-    where = [rank for _, rank in dealt]
-    ranks = sorted(set(where))
-    numbers = [[at for at, rank in enumerate(where) if rank == r] for r in ranks]
+    where = [[at for at, (_, rank) in enumerate(dealt) if rank == r] for r in range(4)]
     for make, expected in (
         (lambda: im.EpochMetric(squared, check_compute_fn=False), BITS),
         (lambda: im.EpochMetric(lambda p, _: p.tolist(), check_compute_fn=False), BITS),
         (lambda: im.MeanSquaredError(), ROUNDING),
         (lambda: im.regression.MaximumAbsoluteError(), BITS),
+        (Mixed, BITS),
     ):
-        metrics = [make() for _ in ranks]
-        for marked in (True, False):
-            states = [
-                shard(metric, [batches[at] for at in part], marked=marked)
-                for metric, part in zip(metrics, numbers, strict=True)
-            ]
-            found = merged(metrics[0], states, numbers=numbers)
-            assert_exact(found, on_one(make, batches), expected)
+        found = over(make, batches, 4, dealt=where)
+        assert_exact(found, on_one(make, batches), expected)
+
+
+class Mixed(Metric):
+    """Keeps lists, and counts beside them."""
+
+    def reset(self) -> None:
+        self._rows: list[Tensor] = []
+        self._count = 0
+
+    def update(self, output: tuple[Tensor, Tensor]) -> None:
+        self._rows.append(output[0])
+        self._count += len(output[1])
+
+    @sync_all_reduce("_count")
+    def compute(self) -> Any:
+        return idist.all_gather(torch.cat(self._rows)).tolist(), self._count
 
 
 # -- metrics of users -----------------------------------------------------------------------------
@@ -833,14 +794,12 @@ def test_a_metric_of_a_users_that_reduces_is_exact(make: Callable[[], Metric]) -
 
 
 def test_a_metric_that_never_reduces_is_refused_by_name() -> None:
-    with pytest.raises(
-        EvaluationError, match=r"the metric 'mine' cannot .*Own never asks the other"
-    ):
-        check_exact("mine", Own())
     batches = [torch.rand(n) for n in DATA[1]]
-    with pytest.raises(EvaluationError, match=r"the metric Own never asks .*@sync_all_reduce"):
-        over(Own, batches, 2)
+    words = r"the metric 'mine' \(Own\) cannot .* it never asks the other ranks .*@sync_all_reduce"
+    with pytest.raises(EvaluationError, match=words):
+        over(Own, batches, 2, name="mine")
     assert_exact(over(Own, batches, 1), on_one(Own, batches), BITS)
+    assert_exact(over(Own, batches[:1], 3), on_one(Own, batches[:1]), BITS)
 
 
 def test_a_metric_that_reduces_a_part_of_what_it_counts_is_refused() -> None:
@@ -848,23 +807,6 @@ def test_a_metric_that_reduces_a_part_of_what_it_counts_is_refused() -> None:
         EvaluationError, match=r"its ranks get different values, such as .* not reduced"
     ):
         over(HalfReducing, [torch.rand(n) for n in DATA[1]], 2)
-
-
-def test_one_computation_is_enough_when_the_ranks_are_not_compared() -> None:
-    calls = []
-
-    class Slow(Reducing):
-        @sync_all_reduce("_sum", "_count")
-        def compute(self) -> Any:
-            calls.append(idist.get_rank())
-            return self._sum / self._count
-
-    metrics = [Slow(), Slow()]
-    states = [shard(metric, [torch.ones(2)]) for metric in metrics]
-    assert merged(metrics[0], states, verify=False) == 1.0
-    assert calls == [0]
-    assert merged(metrics[0], states) == 1.0
-    assert calls == [0, 0, 1]
 
 
 class Helping:
@@ -895,33 +837,6 @@ def test_a_metric_that_reduces_through_a_function_or_helper_is_not_refused() -> 
     for make in (ThroughFunction, ThroughHelper):
         check_exact("mine", make())
         assert_exact(over(make, batches, 3), on_one(make, batches), ROUNDING)
-
-
-def directly(value: float) -> None:
-    all_gather_object([], value)
-
-
-def test_a_metric_that_calls_collectives_of_torch_is_refused() -> None:
-    class Direct(Own):
-        def compute(self) -> Any:
-            dist.all_reduce(torch.tensor(self._sum))
-            return self._sum
-
-    class ThroughFunction(Own):
-        def compute(self) -> Any:
-            directly(self._sum)
-            return self._sum
-
-    class Asking(Reducing):
-        def update(self, output: Any) -> None:
-            if dist.is_available():
-                super().update(output)
-
-    with pytest.raises(EvaluationError, match=r"Direct calls all_reduce of torch\.distributed"):
-        check_exact("mine", Direct())
-    with pytest.raises(EvaluationError, match=r"Function calls all_gather_object of torch\.d"):
-        check_exact("mine", ThroughFunction())
-    check_exact("mine", Asking())
 
 
 def test_a_metric_that_reduces_over_some_ranks_is_refused() -> None:
@@ -974,26 +889,25 @@ def test_objects_in_a_growing_list_are_refused_by_class() -> None:
             self._kept: list[Any] = []
 
         def update(self, output: Any) -> None:
-            self._kept.append(iter(output))
+            self._kept.append(lambda: output)
 
         def compute(self) -> Any:
             return idist.all_reduce(len(self._kept))
 
-    metrics = [Keeping(), Keeping()]
-    states = [shard(metrics[0], [torch.rand(2)]), shard(metrics[1], [torch.rand(2)] * 2)]
-    with pytest.raises(EvaluationError, match=r"Keeping keeps objects of the class .*iterator"):
-        merged(metrics[0], states)
+    with pytest.raises(EvaluationError, match=r"\(Keeping\) keeps objects of the class .*function"):
+        over(Keeping, [torch.rand(2)] * 3, 2)
 
 
 def test_metrics_made_of_different_metrics_are_refused() -> None:
-    states = [
-        shard(im.MetricGroup({"a": im.Accuracy()}), []),
-        shard(im.MetricGroup({"a": im.Accuracy(), "b": im.Recall()}), []),
+    metrics = [
+        im.MetricGroup({"a": im.Accuracy()}),
+        im.MetricGroup({"a": im.Accuracy(), "b": im.Recall()}),
     ]
     with pytest.raises(
-        EvaluationError, match=r"made of MetricGroup, Accuracy here and of .*Recall in"
+        EvaluationError,
+        match=r"made of Accuracy, MetricGroup on rank 0 and of .*Recall.* on rank 1",
     ):
-        merged(im.MetricGroup({"a": im.Accuracy()}), states)
+        value_over(metrics, [multiclass(3), multiclass(3)])
 
 
 def test_random_numbers_drawn_while_computing_are_the_same_on_all_ranks() -> None:
@@ -1159,73 +1073,47 @@ KINDS: list[Any] = [
 
 
 def test_values_of_each_kind_arrive_as_they_are() -> None:
-    class Holding(Own):
-        def compute(self) -> Any:
-            assert idist.all_gather(self._count) == [0] * idist.get_world_size()
-            return self.held
-
-    metric = Holding()
-    metric.held = [*KINDS, {"nested": tuple(KINDS)}]
-    states = [sent(metric_state(metric)) for _ in range(2)]
-    found = merged(metric, states)
-    assert found == metric.held
-    assert list(map(type, found)) == list(map(type, metric.held))
-    assert found[20].maxlen == 2
-
-
-def test_arrays_arrive_as_they_are() -> None:
     np = pytest.importorskip("numpy")
     arrays = [
         np.arange(6).reshape(2, 3)[:, ::-1], np.array(["a", "b"]), np.float32(0.1), np.array(2.0),
         np.zeros((0, 2)), np.array([True, False]), np.arange(3, dtype=">i4"),
     ]  # fmt: skip
+    held = [*KINDS, {"nested": tuple(KINDS)}]
 
     class Holding(Own):
         def compute(self) -> Any:
-            idist.all_gather(self._count)
-            return self.held
+            *_, (found, theirs) = idist.all_gather((held, arrays))
+            assert found == held
+            assert list(map(type, found)) == list(map(type, held))
+            assert found[20].maxlen == 2
+            for mine, own in zip(theirs, arrays, strict=True):
+                assert type(mine) is type(own)
+                assert np.array_equal(mine, own)
+            return len(found)
 
-    metric = Holding()
-    metric.held = arrays
-    states = [metric_state(metric) for _ in range(2)]
-    for mine, theirs in zip(merged(metric, states), arrays, strict=True):
-        assert type(mine) is type(theirs)
-        assert np.array_equal(mine, theirs)
-        assert mine.dtype == theirs.dtype.newbyteorder("=")
+    assert over(Holding, [torch.ones(1)] * 3, 3) == len(held)
 
 
-def test_objects_that_only_another_rank_has_are_refused_by_class() -> None:
+def test_objects_that_only_another_rank_has_stay_there() -> None:
     class Row:
         def __init__(self) -> None:
             self.value = 1
 
     class Rows(Own):
         def update(self, output: Any) -> None:
-            self.rows = [Row() for _ in range(int(output))]
+            self.rows = tuple(Row() for _ in range(int(output)))
 
         def compute(self) -> Any:
             return idist.all_reduce(sum(row.value for row in self.rows))
 
     assert over(Rows, [2, 1, 3], 3) == 6
-    with pytest.raises(EvaluationError, match=r"class .*Row on one rank and none on rank 0"):
-        over(Rows, [0, 1], 2)
-
-
-def test_states_and_numbers_must_fit() -> None:
-    metric = im.Accuracy()
-    states = [shard(metric, [multiclass(4)])]
-    with pytest.raises(ValueError, match="states must hold at least one rank's state, got none"):
-        merged(metric, [])
-    with pytest.raises(ValueError, match="numbers must be given for all 1 states, got 2"):
-        merged(metric, states, numbers=[[0], [1]])
+    assert over(Rows, [0, 1], 2) == 1
 
 
 def test_an_error_names_the_metric_as_it_was_attached() -> None:
-    metrics = [im.MetricGroup({"a": Own()}) for _ in range(2)]
-    states = [shard(metric, [torch.rand(2)]) for metric in metrics]
-    words = r"^Own in the metric 'mine' \(MetricGroup\) never asks"
+    words = r"^Own in the metric 'mine' \(MetricGroup\) cannot .* never asks"
     with pytest.raises(EvaluationError, match=words):
-        merged(metrics[0], states, name="mine")
+        over(lambda: im.MetricGroup({"a": Own()}), [torch.rand(2)] * 2, 2, name="mine")
 
 
 def test_an_object_that_is_configuration_stays_where_it_is() -> None:
@@ -1237,18 +1125,15 @@ def test_an_object_that_is_configuration_stays_where_it_is() -> None:
         def __init__(self) -> None:
             self.data, self.engine = Data(), Engine(lambda engine, batch: batch)
             self.loss, self.path = torch.nn.Linear(2, 2), Path("x")
+            self.known = (self.data, self.engine, self.loss, self.path)
             super().__init__()
 
         @sync_all_reduce("_sum", "_count")
         def compute(self) -> Any:
-            assert (self.data, self.engine, self.loss, self.path) == known
+            assert (self.data, self.engine, self.loss, self.path) == self.known
             return self._sum / self._count
 
-    metrics = [Tuned(), Tuned()]
-    known = (metrics[0].data, metrics[0].engine, metrics[0].loss, metrics[0].path)
-    states = [shard(metric, [torch.ones(2)]) for metric in metrics]
-    assert merged(metrics[0], states) == 1.0
-    assert states[0]["metrics"][0]["objects"] == []
+    assert over(Tuned, [torch.ones(2)] * 2, 2) == 1.0
 
 
 # -- nothing is touched ---------------------------------------------------------------------------
@@ -1259,28 +1144,30 @@ def picture(metric: Metric) -> Any:
     return {
         name: (id(value), value.clone() if isinstance(value, Tensor) else repr(value))
         for name, value in vars(metric).items()
+        if name != "update"  # stands there until the first update
     }
 
 
 def assert_untouched(make: Callable[[], Metric], batches: Sequence[Any], error: Any) -> None:
     metrics = [make(), make()]
-    states = [shard(m, batches[r::2]) for r, m in enumerate(metrics)]
-    known = ignite_distributed._model, ignite_distributed._need_to_sync
-    inner = [m for m in vars(metrics[0]).values() if isinstance(m, Metric)]
-    before = [picture(m) for m in (metrics[0], *inner)]
-    arrived = repr(states)
+    known = type(ignite_distributed._model), ignite_distributed._need_to_sync
+    every = [inner for metric in metrics for inner in inner_metrics(metric)]
+    before: list[Any] = []
+
+    def ask() -> None:
+        value_over(metrics, batches, updated=lambda: before.extend(map(picture, every)))
+
     if error is None:
-        merged(metrics[0], states)
+        ask()
     else:
         with pytest.raises(error):
-            merged(metrics[0], states)
-    assert (ignite_distributed._model, ignite_distributed._need_to_sync) == known
-    assert all(map(same, before, [picture(m) for m in (metrics[0], *inner)]))
-    assert repr(states) == arrived
+            ask()
+    assert (type(ignite_distributed._model), ignite_distributed._need_to_sync) == known
+    assert all(map(same, before, map(picture, every)))
 
 
 @pytest.mark.parametrize("name", KEPT)
-def test_merging_touches_neither_the_metric_nor_ignite(name: str) -> None:
+def test_asking_touches_neither_the_metric_nor_ignite(name: str) -> None:
     row = row_or_skip(name)
     try:
         assert_untouched(row.make, [row.batch(n) for n in DATA[1]], None)
@@ -1289,7 +1176,7 @@ def test_merging_touches_neither_the_metric_nor_ignite(name: str) -> None:
 
 
 @pytest.mark.parametrize("make", [*OWN, Own, HalfReducing])
-def test_merging_touches_no_metric_of_a_users(make: Callable[[], Metric]) -> None:
+def test_asking_touches_no_metric_of_a_users(make: Callable[[], Metric]) -> None:
     error = EvaluationError if make in (Own, HalfReducing) else None
     assert_untouched(make, [torch.rand(n) for n in DATA[1]], error)
 
@@ -1318,16 +1205,6 @@ def test_an_exception_while_computing_touches_nothing_either() -> None:
     batches = [torch.rand(n) for n in DATA[1]]
     assert_untouched(Failing, batches, ZeroDivisionError)
     assert_untouched(Inside, batches, ZeroDivisionError)
-
-
-def test_a_compute_that_answers_for_another_is_not_taken_along() -> None:
-    metric = im.Accuracy()
-    states = [shard(metric, [multiclass(4)])]
-    expected = metric.compute()
-    metric.__dict__["compute"] = lambda: merged(metric, states)
-    assert metric.compute() == expected
-    states[:] = [metric_state(metric)]
-    assert metric.compute() == expected
 
 
 # -- how a metric is attached ---------------------------------------------------------------------

@@ -16,9 +16,10 @@ from ignite.engine import Engine, Events
 from ignite.exceptions import NotComputableError
 from torch import Tensor
 
+from helpers.over_ranks import over_ranks, value_over
 from ignite_evalhook import EvalHook, create_evaluator
-from ignite_evalhook._merge import check_exact, merged, metric_state
 from ignite_evalhook._reductions import same
+from ignite_evalhook._refused_metrics import check_exact
 from ignite_evalhook._torchmetrics import TorchMetric, as_ignite_metric, is_torchmetric
 from ignite_evalhook.exceptions import EvaluationError
 
@@ -75,7 +76,7 @@ def texts(n: int) -> tuple[list[str], list[str]]:
 
 
 class Custom(tm.Metric):  # type: ignore[misc]
-    """States with a reduction of one's own, with none, and a list that grows by two."""
+    """States with a reduction of one's own, and a list that grows by two, with rows."""
 
     full_state_update = False
 
@@ -84,24 +85,35 @@ class Custom(tm.Metric):  # type: ignore[misc]
         self.add_state("power", torch.tensor(0.0), dist_reduce_fx=lambda x: x.sum(0))
         self.add_state("least", torch.tensor(float("inf")), dist_reduce_fx="min")
         self.add_state("most", torch.tensor(-1), dist_reduce_fx="max")
-        self.add_state("rows", torch.zeros(0, 2), dist_reduce_fx="cat")
-        self.add_state("many", [], dist_reduce_fx=None)
-        self.add_state("kept", [], dist_reduce_fx=lambda items: sorted(items))
+        self.add_state("rows", [], dist_reduce_fx="cat")
 
     def update(self, value: Tensor) -> None:
         self.power = self.power + value.round().sum()
         self.least = torch.minimum(self.least, value.min())
         self.most = torch.maximum(self.most, torch.tensor(len(value)))
-        self.rows = torch.cat([self.rows, value[:1].expand(1, 2)])
+        self.rows.extend([value[:1].expand(1, 2), value[:2, None].expand(-1, 2)])
+
+    def compute(self) -> Any:
+        rows = torch.cat(self.rows) if isinstance(self.rows, list) else self.rows
+        return {"power": self.power, "least": self.least, "most": self.most, "rows": rows}
+
+
+class Lists(tm.Metric):  # type: ignore[misc]
+    """Lists with a reduction of one's own, and with none."""
+
+    full_state_update = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("many", [], dist_reduce_fx=None)
+        self.add_state("kept", [], dist_reduce_fx=lambda items: sorted(items))
+
+    def update(self, value: Tensor) -> None:
         self.many.extend([value[0], value[-1]])
         self.kept.append(value[0])
 
     def compute(self) -> Any:
-        return {
-            "power": self.power, "least": self.least, "most": self.most,
-            "rows": self.rows.sum(0).round(decimals=4), "many": torch.stack(self.many),
-            "kept": torch.stack(sorted(self.kept)),
-        }  # fmt: skip
+        return {"many": torch.stack(self.many), "kept": torch.stack(sorted(self.kept))}
 
 
 def collection(**kwargs: Any) -> Any:
@@ -130,6 +142,7 @@ ZOO: dict[str, tuple[Make, Callable[[int], Any], str]] = {
     "Composition": (lambda: 2 * tm.MaxMetric() + tm.MinMetric(), values, BITS),
     "ConfusionMatrix": (lambda: tm.ConfusionMatrix("multiclass", num_classes=3), multiclass, BITS),
     "Custom": (Custom, values, BITS),
+    "Lists": (Lists, values, BITS),
     "F1Score": (
         lambda: tm.F1Score("multiclass", num_classes=3, average="macro"), multiclass, BITS,
     ),
@@ -154,13 +167,6 @@ ZOO: dict[str, tuple[Make, Callable[[int], Any], str]] = {
 }  # fmt: skip
 
 
-def shard(metric: Any, batches: Sequence[Any]) -> dict[str, Any]:
-    metric.reset()
-    for batch in batches:
-        metric.update(batch)
-    return metric_state(metric)
-
-
 def on_one(make: Make, batches: Sequence[Any]) -> Any:
     metric = as_ignite_metric(make())
     for batch in batches:
@@ -169,10 +175,7 @@ def on_one(make: Make, batches: Sequence[Any]) -> Any:
 
 
 def over(make: Make, batches: Sequence[Any], world: int) -> Any:
-    metrics = [as_ignite_metric(make()) for _ in range(min(world, len(batches)))]
-    states = [shard(metric, batches[rank::world]) for rank, metric in enumerate(metrics)]
-    dealt = [list(range(len(batches)))[rank::world] for rank in range(len(states))]
-    return merged(metrics[0], states, numbers=dealt)
+    return over_ranks(lambda: as_ignite_metric(make()), batches, world)
 
 
 def assert_exact(found: Any, expected: Any, how: str) -> None:
@@ -222,21 +225,20 @@ def test_a_metric_that_is_exact_is_not_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ZOO)
-def test_merging_touches_nothing(name: str) -> None:
+def test_asking_touches_nothing(name: str) -> None:
     make, batch, _ = ZOO[name]
-    metric = TorchMetric(make())
-    states = [shard(metric, [batch(3), batch(2)])]
-    states.append(shard(metric, [batch(4)]))
-    before = {id(module): copy.copy(vars(module)) for module in metric._modules}
-    updates = metric._updates
-    merged(metric, states)
-    after = {id(module): vars(module) for module in metric._modules}
-    assert before.keys() == after.keys()
-    for place, attributes in before.items():
-        assert attributes.keys() == after[place].keys()
-        assert all(after[place][key] is value or after[place][key] == value
+    metrics = [TorchMetric(make()) for _ in range(2)]
+    before: dict[Any, Any] = {}
+
+    def look() -> None:
+        before.update({id(m): copy.copy(vars(m)) for one in metrics for m in one._modules})
+
+    value_over(metrics, [batch(3), batch(2), batch(4)], updated=look)
+    for module in (module for metric in metrics for module in metric._modules):
+        attributes = before[id(module)]
+        assert attributes.keys() == vars(module).keys()
+        assert all(vars(module)[key] is value or vars(module)[key] == value
                    for key, value in attributes.items())  # fmt: skip
-    assert metric._updates == updates
 
 
 def test_a_failing_computation_touches_nothing_either() -> None:
@@ -245,14 +247,13 @@ def test_a_failing_computation_touches_nothing_either() -> None:
             self.sum_value = torch.tensor(-1.0)
             raise ZeroDivisionError("on purpose")
 
-    metric = TorchMetric(Failing())
-    states = [shard(metric, [torch.ones(2)]), shard(metric, [torch.ones(1)])]
-    available = metric._item.distributed_available_fn
+    metrics = [TorchMetric(Failing()), TorchMetric(Failing())]
+    available = metrics[0]._item.distributed_available_fn
     with pytest.raises(ZeroDivisionError):
-        merged(metric, states)
-    assert metric._item.sum_value == 1.0
-    assert metric._item.update_count == 1
-    assert metric._item.distributed_available_fn is available
+        value_over(metrics, [torch.ones(1), torch.ones(2)])
+    assert metrics[0]._item.sum_value == 1.0
+    assert metrics[0]._item.update_count == 1
+    assert metrics[0]._item.distributed_available_fn is available
 
 
 # -- as a metric of an engine ---------------------------------------------------------------------
@@ -333,12 +334,13 @@ def test_its_own_synchronisation_is_never_used() -> None:
     def sync(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("synchronised")
 
-    metric = as_ignite_metric(
-        tm.SumMetric(dist_sync_fn=sync, distributed_available_fn=lambda: True)
-    )
-    states = [shard(metric, [torch.ones(2)]), shard(metric, [torch.ones(1)])]
+    def make() -> Any:
+        return tm.SumMetric(dist_sync_fn=sync, distributed_available_fn=lambda: True)
+
+    metric = as_ignite_metric(make())
+    metric.update(torch.ones(1))
     assert metric.compute() == 1.0
-    assert merged(metric, states) == 3.0
+    assert over(make, [torch.ones(2), torch.ones(1)], 2) == 3.0
 
 
 class Averaged(tm.Metric):  # type: ignore[misc]
@@ -418,13 +420,6 @@ def test_the_number_of_updates_is_that_of_all_ranks() -> None:
         assert over(Counting, batches, world) == 2.0
 
 
-def test_a_result_that_answers_for_another_does_not_go_round_in_circles() -> None:
-    metric = as_ignite_metric(tm.SumMetric())
-    states = [shard(metric, [torch.ones(2)])] * 2
-    metric.__dict__["compute"] = lambda: merged(metric, states)
-    assert metric.compute() == 4.0
-
-
 # -- what is refused ------------------------------------------------------------------------------
 
 
@@ -435,19 +430,23 @@ def test_an_average_over_ranks_is_refused_unless_they_agree() -> None:
     assert over(Averaged, [torch.ones(2)], 2) == 1.0
 
 
-def test_a_list_with_another_reduction_is_refused() -> None:
-    class Listed(Averaged):
-        def __init__(self) -> None:
-            super().__init__()
-            self.add_state("many", [], dist_reduce_fx="sum")
+class Growing(Averaged):
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("rows", torch.zeros(0, 2), dist_reduce_fx="cat")
 
-    with pytest.raises(EvaluationError, match=r"'many' of Listed is a list with another"):
-        over(Listed, [torch.ones(2), torch.ones(1)], 2)
+
+class Listed(Averaged):
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("many", [], dist_reduce_fx=None)
 
 
 @pytest.mark.parametrize(
     ("make", "words"),
     [
+        (Growing, "the state 'rows' of Growing is a tensor that grows"),
+        (Listed, "the state 'many' of Listed is a list with another reduction than 'cat'"),
         (lambda: tm.BootStrapper(tm.MeanMetric()), "BootStrapper of torchmetrics draws"),
         (lambda: tm.wrappers.Running(tm.MeanMetric()), "Running of torchmetrics keeps the last"),
         (lambda: tm.MetricCollection([tm.aggregation.RunningMean()]), "Running of torchmetrics"),
@@ -490,14 +489,6 @@ def test_one_hidden_in_a_metric_of_a_users_is_refused() -> None:
 
     with pytest.raises(EvaluationError, match=r"torchmetrics in its attribute 'inner'; attach"):
         check_exact("x", Hiding())
-
-
-def test_groups_that_differ_between_ranks_are_refused() -> None:
-    metrics = [TorchMetric(collection()), TorchMetric(collection())]
-    states = [shard(metric, [scores(4)]) for metric in metrics]
-    states[1]["metrics"][0]["custom"]["groups"] = [["acc", "f1"]]
-    with pytest.raises(EvaluationError, match="grouped its metrics differently on the ranks"):
-        merged(metrics[0], states)
 
 
 def test_a_misspelled_name_of_a_collection_is_found_before_training(tmp_path: Path) -> None:

@@ -1,0 +1,149 @@
+"""Stand in for Ignite's communication while a metric computes on one of several ranks.
+
+A question to the other ranks whose answer is known gets it; the first other one stops the
+computation, which is to be run again when it is answered.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from numbers import Number
+from typing import Any, NamedTuple, NoReturn
+
+import torch
+
+from ._reductions import OPERATIONS
+from ._stand_in import StandIn
+
+__all__ = ["AskingRank", "InexactError", "Question", "Stopped"]
+
+
+class InexactError(Exception):
+    """Says, in a sentence about "it", why a computation cannot be made exact."""
+
+
+class Stopped(BaseException):
+    """Stops a computation at its question.  No ``except Exception`` is to catch it."""
+
+
+class Question(NamedTuple):
+    """What a rank asks all others: the operation, its detail, and its own part."""
+
+    operation: str
+    detail: Any
+    value: Any
+
+
+class AskingRank(StandIn):
+    """A rank that knows some answers.
+
+    Args:
+        real: Ignite's own computation model.
+        rank: The number among those that compute, 0-based.
+        size: How many there are, more than one.
+        answers: What it asked before, and the answers.
+
+    Attributes:
+        question: The first one without an answer.
+        asked: Whether it has asked anything.
+    """
+
+    def __init__(
+        self, real: Any, rank: int, size: int, answers: Sequence[tuple[str, Any]] = ()
+    ) -> None:
+        super().__init__(real)
+        self._rank = rank
+        self._size = size
+        self._answers = answers
+        self._place = 0
+        self.question: Question | None = None
+        self.asked = False
+
+    def get_local_rank(self) -> int:
+        """Return the rank: where it is, is nobody's business."""
+        return self._rank
+
+    def get_rank(self) -> int:
+        """Return the number among those that compute."""
+        return self._rank
+
+    def get_world_size(self) -> int:
+        """Return how many compute."""
+        return self._size
+
+    def get_nproc_per_node(self) -> int:
+        """Return how many compute."""
+        return self._size
+
+    def get_nnodes(self) -> int:
+        """Return one machine."""
+        return 1
+
+    def get_node_rank(self) -> int:
+        """Return the only machine's number."""
+        return 0
+
+    def all_reduce(self, tensor: Any, op: str = "SUM", group: Any = None) -> Any:
+        """Reduce over the ranks; a tensor is changed in place too, as by torch."""
+        if not isinstance(tensor, (torch.Tensor, Number)):
+            raise TypeError(f"Unhandled input type {type(tensor)}")
+        if op not in OPERATIONS:
+            raise ValueError(f"op must be one of {', '.join(OPERATIONS)}, got {op!r}")
+        return _into(tensor, self._ask("all_reduce", op, tensor, group))
+
+    def all_gather(self, tensor: Any, group: Any = None) -> Any:
+        """Return the values of all ranks; tensors are joined by rows."""
+        return self._ask("all_gather", _kind_of(tensor), tensor, group)
+
+    def broadcast(self, tensor: Any, src: int = 0, safe_mode: bool = False) -> Any:
+        """Return the value of the rank ``src``, not rounded."""
+        if tensor is None and self._rank == src:
+            raise ValueError("Source data can not be None")
+        if tensor is None and not safe_mode:
+            raise ValueError("Argument safe_mode should be True if None is passed for non src rank")
+        return _into(tensor, self._ask("broadcast", src, tensor, None))
+
+    def barrier(self) -> None:
+        """Do nothing: the ranks meet at the next question anyway."""
+
+    def _refuse(self, operation: str) -> NoReturn:
+        raise InexactError(
+            f"it calls idist.{operation} while it computes, and a metric's ranks are no groups "
+            "there; reduce over all ranks"
+        )
+
+    def _ask(self, operation: str, detail: Any, value: Any, group: Any) -> Any:
+        if group is not None:
+            self._refuse(f"{operation}(group=...)")
+        self.asked = True
+        place, self._place = self._place, self._place + 1
+        if place == len(self._answers) and self.question is None:
+            self.question = Question(operation, detail, value)
+        if self.question is not None:
+            raise Stopped("a private signal of ignite-evalhook; let BaseException pass")
+        known, answer = self._answers[place]
+        if known != operation:
+            raise InexactError(f"it asks {operation} where it asked {known} a moment ago")
+        # The computation may change what it gets, and a later run must get it unchanged.
+        if isinstance(answer, torch.Tensor):
+            device = value.device if isinstance(value, torch.Tensor) else answer.device
+            return answer.to(device, copy=True)
+        return copy.deepcopy(answer)
+
+
+def _into(value: Any, answer: Any) -> Any:
+    """Write an answer into the tensor that was asked with, where it fits, as torch does."""
+    if not isinstance(value, torch.Tensor) or not isinstance(answer, torch.Tensor):
+        return answer
+    if value.shape != answer.shape or value.dtype != answer.dtype or value.requires_grad:
+        return answer
+    return value.copy_(answer)
+
+
+def _kind_of(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        return "tensor"
+    if isinstance(value, Number):
+        return "number"
+    return "text" if isinstance(value, str) else "object"

@@ -1,0 +1,74 @@
+"""The value of a metric over ranks, which are played here one after another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ignite.metrics import Metric
+
+from ignite_evalhook._asking import AskedMetrics
+from ignite_evalhook._packing import pack, unpack
+
+
+def over_ranks(
+    make: Callable[[], Metric],
+    batches: Sequence[Any],
+    world: int,
+    *,
+    dealt: Sequence[Sequence[int]] | None = None,
+    update: Callable[[Metric, Any], None] = lambda metric, batch: metric.update(batch),
+    name: str = "x",
+) -> Any:
+    """Return what all ranks are told of a metric, to which batches are dealt by turn.
+
+    Args:
+        make: Makes the metric of a rank.
+        batches: What one process would be given.
+        world: The number of ranks; some may have no batch.
+        dealt: The numbers of the batches of each rank, if they are not dealt by turn.
+        update: Updates a metric with a batch.
+        name: The name by which it is attached.
+    """
+    metrics = [make() for _ in range(world)]
+    return value_over(metrics, batches, dealt=dealt, update=update, name=name)
+
+
+def value_over(
+    metrics: Sequence[Metric],
+    batches: Sequence[Any],
+    *,
+    dealt: Sequence[Sequence[int]] | None = None,
+    update: Callable[[Metric, Any], None] = lambda metric, batch: metric.update(batch),
+    updated: Callable[[], None] = lambda: None,
+    name: str = "x",
+) -> Any:
+    """Do so for metrics that are there, one of each rank; ``updated`` is called before they ask."""
+    world = len(metrics)
+    if dealt is None:
+        dealt = [range(len(batches))[rank::world] for rank in range(world)]
+    ranks = [AskedMetrics({name: m}, rank, world) for rank, m in enumerate(metrics)]
+    for metric, own, numbers in zip(metrics, ranks, dealt, strict=True):
+        metric.reset()
+        own.note()
+        for number in numbers:
+            update(metric, batches[number])
+            own.note()
+    updated()
+    first: Any = dealt
+    for _ in range(99):
+        said = [sent(rank.say(len(own))) for rank, own in zip(ranks, dealt, strict=True)]
+        told = ranks[0].decide(said, first)
+        first = None
+        for rank in ranks:
+            rank.hear(sent(told))
+        if ranks[0].done:
+            break
+    assert all(rank.done for rank in ranks)
+    return ranks[0].value(name)
+
+
+def sent(value: Any) -> Any:
+    """Return a value as it arrives on another rank."""
+    packed = pack(value)
+    return unpack(packed.head, packed.payload())
