@@ -56,7 +56,9 @@ def some(values: Any, count: int = _ELEMENTS) -> Any:
 
 
 def _weighted(tensor: Tensor) -> int:
-    flat = some(tensor.detach().reshape(-1)).contiguous().view(torch.uint8).long()
+    # A single element counts as contiguous whatever its stride is, so contiguous() keeps that.
+    values = some(tensor.detach().reshape(-1)).clone(memory_format=torch.contiguous_format)
+    flat = values.view(torch.uint8).long()
     place = torch.arange(1, flat.numel() + 1, device=flat.device) % _PRIME
     return int((flat * place).sum())
 
