@@ -249,13 +249,13 @@ def _picture(value: Any, known: bool) -> Any:
     if isinstance(value, _PLAIN):
         return repr(value)
     if isinstance(value, torch.Tensor):
-        return id(value), None if value.is_inference() else value._version
+        return id(value), object() if value.is_inference() else value._version
     if _is_array(value):
         return id(value), value.tobytes() if value.nbytes <= _LARGE else None
     if isinstance(value, _CONTAINERS) and len(value) <= _MANY:
         items = chain(*value.items()) if isinstance(value, dict) else value
         return [_picture(item, known) for item in items]
-    # Who knows what happens in an object: it equals nothing then.
+    # Who knows what happens in an object, or in a tensor without a version: it equals nothing.
     return id(value) if known or isinstance(value, _SETTINGS) else object()
 
 

@@ -219,6 +219,14 @@ def test_what_changes_beside_lists_may_count(change: Any, counting: list[str]) -
         assert report.lists == {(0, "rows"): (list("abab"), [0, 2, 4])}
 
 
+def test_a_tensor_of_inference_mode_is_taken_for_a_count() -> None:
+    bag = Bag()
+    with torch.inference_mode():
+        bag.count = torch.zeros(2)
+        report = grow(bag, lambda bag: bag.count.add_(1), known=True)
+    assert report.counting == ["Bag.count"]
+
+
 def test_of_an_unknown_class_nobody_knows_what_its_objects_do() -> None:
     assert grow(Bag(), lambda bag: None).counting == ["Bag.helper"]
     assert grow(Bag(), lambda bag: None, names=("rows", "setting")).counting == []
