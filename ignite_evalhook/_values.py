@@ -89,15 +89,15 @@ def remember_values(tensors: Sequence[Tensor]) -> Restore:
 
 def _remember_group(tensors: list[Tensor]) -> Restore:
     """Remember tensors of one device and type."""
-    flatten: Any = _flatten_dense_tensors  # which has no types
-    pack = flatten(tensors) if len(tensors) > 1 else tensors[0].reshape(-1).clone()
+    pack = _joined(tensors)
+    pack = pack if len(tensors) > 1 else pack.clone()
     # An alias sees the same memory but has a version counter of its own: writing through it
     # does not invalidate a graph that training still holds.
     aliases = [tensor.data for tensor in tensors]
 
     def restore() -> None:
         if pack.is_cpu and _places(tensors) == _places(aliases):  # elsewhere, to compare is to wait
-            now = flatten(tensors)
+            now = _joined(tensors)
             if torch.equal(now.view(torch.uint8), pack.view(torch.uint8)):
                 return
         for tensor, alias in zip(tensors, aliases, strict=True):
@@ -107,6 +107,13 @@ def _remember_group(tensors: list[Tensor]) -> Restore:
         torch._foreach_copy_(aliases, values)
 
     return restore
+
+
+def _joined(tensors: list[Tensor]) -> Tensor:
+    """Return all elements, shape (numbers,); of one tensor perhaps in its own memory."""
+    flatten: Any = _flatten_dense_tensors  # which has no types
+    found: Tensor = flatten(tensors)
+    return found.as_strided((found.numel(),), (1,))  # a single element has any stride
 
 
 def _places(tensors: list[Tensor]) -> list[int]:

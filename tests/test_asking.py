@@ -149,6 +149,7 @@ def test_a_snapshot_puts_back_what_is_the_users() -> None:
             self.table = {number: [number] for number in range(5000)}
             self.model = torch.nn.Linear(2, 2)
             self.tensor = torch.tensor([float("nan"), 1.0])
+            self.one = torch.zeros(3, 3)[:1, 1]  # whose stride is 3
 
     holding = Holding()
     found = inner_items(holding, is_users)
@@ -162,6 +163,7 @@ def test_a_snapshot_puts_back_what_is_the_users() -> None:
     holding.model = None  # type: ignore[assignment]
     holding.new = 1  # type: ignore[attr-defined]
     holding.tensor[1] = 5.0
+    holding.one += 1
     assert snapshot.put_back() is None
     assert holding.helper.items == [1]
     assert holding.nested == [{"a": (deque([1]), {2})}]
@@ -169,6 +171,7 @@ def test_a_snapshot_puts_back_what_is_the_users() -> None:
     assert isinstance(holding.model, torch.nn.Linear)
     assert not hasattr(holding, "new")
     assert holding.tensor[1] == 1.0
+    assert holding.one == 0.0
 
 
 # -- lists ----------------------------------------------------------------------------------------
