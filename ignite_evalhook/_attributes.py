@@ -153,10 +153,11 @@ class AttributeSnapshot:
         return inside
 
     def _remember_containers(self, containers: list[Any]) -> list[Any]:
-        tables = [item for item in containers if type(item) in _DICTS]
+        tables = [item for item in containers if type(item) in _DICTS and len(item) <= _MANY]
         inside: list[Any] = []
-        for item in containers if len(tables) < len(containers) else ():
-            if type(item) not in _DICTS:
+        taken = set(map(id, tables)) if len(tables) < len(containers) else set()
+        for item in containers if taken or not tables else ():
+            if id(item) not in taken:
                 step, contents = _remember_contents(item)
                 self._steps.append(step)
                 inside += contents if len(contents) <= _MANY else ()
@@ -165,7 +166,7 @@ class AttributeSnapshot:
         if tables:
             together = _Tables(tables)
             self._steps.append(together.restore)
-            inside += together.values if together.longest <= _MANY else ()
+            inside += together.values
         return inside
 
     def _new(self, items: list[Any]) -> list[Any]:
@@ -198,7 +199,6 @@ class _Tables:
         self._named = named  # every key is a string, so that == is quick and harmless
         self._now = self._entries()
         self.values = self._now[2]
-        self.longest = max(self._now[0], default=0)
 
     def _entries(self) -> tuple[list[int], list[Any], list[Any]]:
         tables = self._tables

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -13,8 +13,7 @@ from ignite.handlers import EMAHandler
 from torch import Tensor, nn
 
 from ._log import logger
-from ._team import Team
-from ._whole_state import check_fits, load_whole, unwrap, whole_states
+from ._whole_state import check_fits, load_whole, unwrap
 
 __all__: list[str] = []
 
@@ -98,17 +97,21 @@ class Averages:
                 found.setdefault(id(handler), Averaged(handler, None, [])).hooks.append(hook)
         return list(found.values())
 
-    def states(self, team: Team) -> list[dict[str, Any]]:
-        """Return their states; call it on every rank."""
+    def models(self) -> list[nn.Module]:
+        """Return the models that have the averaged weights."""
+        return [handler.ema_model for handler, *_ in self.find()]
+
+    def states(self, models: Sequence[Any]) -> list[dict[str, Any]]:
+        """Return their states, given those of :meth:`models`."""
         return [
             {
                 "name": name,
                 "hooks": hooks,
-                **whole_states({"model": handler.ema_model}, team),
+                "model": model,
                 "momentum": None if name is None else getattr(self._trainer.state, name, None),
                 "scheduled": getattr(_scheduler(handler), "event_index", None),
             }
-            for handler, name, hooks in self.find()
+            for (handler, name, hooks), model in zip(self.find(), models, strict=True)
         ]
 
     def check(self, states: Iterable[Mapping[str, Any]], where: str) -> None:

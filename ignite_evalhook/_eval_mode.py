@@ -88,6 +88,44 @@ class EvalMode:
         return partial(run_all, steps)
 
 
+@contextmanager
+def weights_kept(roots: Sequence[nn.Module]) -> Iterator[None]:
+    """Put back the weights of layers that are going to be told of training mode, bit for bit."""
+    told = _in_eval_mode(all_modules(roots))
+    restore = remember_values(writable(_weights(told), math.inf))
+    try:
+        yield
+    finally:
+        restore()
+
+
+def _in_eval_mode(modules: Sequence[nn.Module]) -> list[nn.Module]:
+    """Return the modules in eval mode that have a ``train`` of their own."""
+    replaced = _replaced(modules, {"train"})
+    return [m for m in modules if id(m) in replaced and getattr(m, "training", True) is False]
+
+
+@contextmanager
+def weights_of_training(roots: Sequence[nn.Module]) -> Iterator[None]:
+    """Let layers that merge weights in eval mode have taken them apart, for the time of the body.
+
+    Their state is saved and loaded so.  Only those in eval mode that have a ``train`` of their own
+    are told; what the body leaves in their weights is what they merge again.
+    """
+    modules = all_modules(roots)
+    told = _in_eval_mode(modules)
+    if not told:
+        yield
+        return
+    flags = _flags(modules)
+    for module in told:
+        module.train()
+    try:
+        yield
+    finally:
+        run_all([*(partial(_tell, m, False) for m in told), partial(_set_flags, modules, flags)])
+
+
 def _weights(modules: Sequence[nn.Module]) -> list[nn.Parameter]:
     """Return the parameters of modules, and of their children, each once."""
     owners = [owner for module in modules for owner in (module, *module._modules.values())]

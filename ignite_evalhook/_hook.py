@@ -570,7 +570,8 @@ class EvalHook:
             raise ValueError(f"every must be a positive integer, got {every!r}")
         with session.team.together("keep_last"):
             check_to_save(to_save, resumable=True)
-            check_saving(None, whole_states(to_save, session.team))
+            with whole_states(to_save, session.team) as states:
+                check_saving(None, states)
         if session.last is not None:
             raise ValueError("keep_last was called already")
         own = {"trainer": trainer, "eval_hook": self}

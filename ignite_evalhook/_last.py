@@ -286,25 +286,26 @@ class LastCheckpoint:
         with self._team.together(f"writing {self._file}") as section:
             # In the background, the hook's state waits for no file; it is completed in its turn.
             late = self._background
-            states = whole_states({**self._to_save, "trainer": self._trainer}, self._team)
-            averaged = self._averages.states(self._team)
-            if averaged:
-                states["averaged"] = averaged
-            hooks = {key: h for key, h in self._hooks.items() if key != "eval_hook" or not late}
-            states.update((key, self._packed(hook.state_dict())) for key, hook in hooks.items())
-            others = [hook for hook in self._attached() if hook not in self._hooks.values()]
-            if others:
-                states["eval_hooks"] = {h.name: self._packed(h.state_dict()) for h in others}
-            everyone: list[Any] = []
-            own = None if self._team.alone else self._random.state_dict()
-            section.meet("random generators", own, everyone.extend)
-            if self._team.leads:
-                random_state = {**self._random.state_dict(), "ranks": copied(everyone[1:])}
-                content = {**states, "random": random_state}
-                if late is None:
-                    self._saver(content, self._file)
-                else:
-                    self._write_late(late, content)
+            added = {"trainer": self._trainer, "averaged": self._averages.models()}
+            with whole_states({**self._to_save, **added}, self._team) as states:
+                averaged = self._averages.states(states.pop("averaged"))
+                if averaged:
+                    states["averaged"] = averaged
+                hooks = {key: h for key, h in self._hooks.items() if key != "eval_hook" or not late}
+                states.update((key, self._packed(hook.state_dict())) for key, hook in hooks.items())
+                others = [hook for hook in self._attached() if hook not in self._hooks.values()]
+                if others:
+                    states["eval_hooks"] = {h.name: self._packed(h.state_dict()) for h in others}
+                everyone: list[Any] = []
+                own = None if self._team.alone else self._random.state_dict()
+                section.meet("random generators", own, everyone.extend)
+                if self._team.leads:
+                    random_state = {**self._random.state_dict(), "ranks": copied(everyone[1:])}
+                    content = {**states, "random": random_state}
+                    if late is None:
+                        self._saver(content, self._file)
+                    else:
+                        self._write_late(late, content)
         self._saved_at = self._now()
 
     def _write_late(self, late: Background, content: dict[str, Any]) -> None:

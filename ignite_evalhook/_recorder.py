@@ -177,8 +177,8 @@ class Recorder:
         follower, keeper = self._plan.follower, self._plan.follower.keeper
         if keeper.in_background:
             follower.share_written(section, wait=True)  # one save in flight
-        states = whole_states(keeper.to_save, section.team)
-        return keeper.save(trainer, verdict.scores, states) if keeper.writes else set()
+        with whole_states(keeper.to_save, section.team) as states:
+            return keeper.save(trainer, verdict.scores, states) if keeper.writes else set()
 
     def signed_score(self, metric: str | None) -> float:
         """Return the present or last score of a followed metric; ``None``: of the first one."""

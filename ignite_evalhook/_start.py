@@ -64,8 +64,8 @@ def prepare(
             claim(folder)
         return
     if plan.preflight and plan.schedule.interval is not None:
-        states = whole_states(plan.to_save, team)
-        check_saving(None if folder is None else folder.storage, states)
+        with whole_states(plan.to_save, team) as states:
+            check_saving(None if folder is None else folder.storage, states)
         check_evaluation(plan.evaluation, plan.dataloader, plan.follower, watchers.metrics, section)
     if folder is not None:
         claim(folder)

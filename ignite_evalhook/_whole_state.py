@@ -7,12 +7,18 @@ ours holds all of it, as plain tensors, so that it loads on any number of ranks.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+import re
+from collections import OrderedDict
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
+from ._attributes import all_modules
+from ._eval_mode import weights_kept, weights_of_training
 from ._team import Team
 from .exceptions import EvaluationError, StateError
 
@@ -36,8 +42,9 @@ def entries_of(item: Any) -> list[tuple[Any, Any]]:
     return list(enumerate(item)) if type(item) in (list, tuple) else []
 
 
-def whole_states(to_save: Mapping[str, Any], team: Team) -> dict[str, Any]:
-    """Return the states of some objects by name, whole on rank 0.
+@contextmanager
+def whole_states(to_save: Mapping[str, Any], team: Team) -> Iterator[dict[str, Any]]:
+    """Give the body the states of some objects by name, whole on rank 0, to write or to copy.
 
     Call it on every rank: what is sharded is gathered by collectives.  Where nothing is, there
     is no communication.
@@ -47,7 +54,17 @@ def whole_states(to_save: Mapping[str, Any], team: Team) -> dict[str, Any]:
             values are their own state.
         team: The ranks.
     """
-    return {name: _whole_state(item, team) for name, item in to_save.items()}
+    modules = _modules_in(to_save)
+    with weights_kept(modules), weights_of_training(modules):
+        yield {name: _whole_state(item, team) for name, item in to_save.items()}
+
+
+def _modules_in(item: Any) -> list[nn.Module]:
+    if isinstance(item, Mapping) and not isinstance(item, nn.Module):
+        item = list(item.values())
+    if type(item) in (list, tuple):
+        return [module for inner in item for module in _modules_in(inner)]
+    return [item] if isinstance(item, nn.Module) else []
 
 
 def _whole_state(item: Any, team: Team) -> Any:
@@ -58,7 +75,9 @@ def _whole_state(item: Any, team: Team) -> Any:
     if type(item) in (list, tuple):
         return [_whole_state(inner, team) for inner in item]
     if isinstance(item, nn.Module):
-        item = unwrap(item)
+        with _unwrapped(item) as bare:
+            state = bare.state_dict()
+        return state if team.alone else _gathered(state)
     if team.alone:
         return item.state_dict()
     if _is_zero(item):
@@ -98,22 +117,66 @@ def unwrap(model: nn.Module) -> nn.Module:
     """
     if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
         return unwrap(model.module)
-    compiled = vars(model).get("_orig_mod", vars(model)["_modules"].get("_orig_mod"))
+    if isinstance(model, torch.jit.ScriptModule):  # has tables of another kind
+        return model
+    compiled = vars(model).get("_orig_mod", model._modules.get("_orig_mod"))
     return unwrap(compiled) if isinstance(compiled, nn.Module) else model
+
+
+@contextmanager
+def _unwrapped(model: nn.Module) -> Iterator[nn.Module]:
+    """Give the body the model as it is without wrappers, its children's too."""
+    model = unwrap(model)
+    children = [
+        (parent._modules, name, child)
+        for parent in all_modules([model])
+        if not isinstance(parent, torch.jit.ScriptModule)
+        for name, child in parent._modules.items()
+        if child is not None and unwrap(child) is not child
+    ]
+    try:
+        for table, name, child in children:
+            table[name] = unwrap(child)
+        yield model
+    finally:
+        for table, name, child in children:
+            table[name] = child
+
+
+def _with_plain_names(state: Mapping[str, Any], own: Collection[str]) -> Mapping[str, Any]:
+    """Return a state with plain names, which older files do not have for compiled children.
+
+    Args:
+        state: Of a model.
+        own: The plain names of the model to load it into.
+    """
+    names = {key: key if key in own else _WRAPPERS.sub(r"\1", key) for key in state}
+    if all(key == name or name not in own for key, name in names.items()):
+        return state
+    renamed = OrderedDict((names[key], value) for key, value in state.items())
+    vars(renamed).update(getattr(state, "__dict__", {}))  # the versions of modules
+    return renamed
+
+
+_WRAPPERS = re.compile(r"(^|\.)(?:(?:_orig_mod|module)\.)+")
 
 
 def load_whole(item: Any, state: Any) -> None:
     """Load a whole state into an object, of which each rank may hold a part only."""
     if isinstance(item, nn.Module):
-        item = unwrap(item)
-        if is_sharded([item]):
-            # Slow to import, and rarely needed.
-            from torch.distributed.checkpoint import state_dict as parts
+        with weights_of_training([item]), _unwrapped(item) as bare:
+            if isinstance(state, Mapping):
+                state = _with_plain_names(state, bare.state_dict())
+            if is_sharded([bare]):
+                # Slow to import, and rarely needed.
+                from torch.distributed.checkpoint import state_dict as parts
 
-            options = parts.StateDictOptions(full_state_dict=True)
-            parts.set_model_state_dict(item, dict(state), options=options)
-            return
-    elif isinstance(item, torch.optim.Optimizer):
+                options = parts.StateDictOptions(full_state_dict=True)
+                parts.set_model_state_dict(bare, dict(state), options=options)
+            else:
+                bare.load_state_dict(state)
+        return
+    if isinstance(item, torch.optim.Optimizer):
         state = _dealt_out(item, state)
     item.load_state_dict(state)
 
@@ -200,14 +263,17 @@ def check_fits(module: nn.Module, state: Any, where: str) -> None:
     Raises:
         StateError: Naming what differs.
     """
-    own = unwrap(module).state_dict()
+    with _unwrapped(module) as bare:
+        own = bare.state_dict()
     if not isinstance(state, Mapping):
         raise StateError(f"{where} is a {type(state).__name__}, no state of a module")
+    state = _with_plain_names(state, own)
     differing = sorted(set(own) ^ set(state)) or [
         name
         for name, value in own.items()
         if isinstance(value, torch.Tensor)
         and isinstance(state[name], torch.Tensor)
+        and not is_lazy(value)
         and value.shape != state[name].shape
     ]
     if differing:

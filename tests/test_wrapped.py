@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,7 @@ from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, Su
 
 from helpers.ranks import on_ranks
 from ignite_evalhook import EvalHook, EvaluationError, ValLoss, create_evaluator, load_best
+from ignite_evalhook._whole_state import load_whole, unwrap
 
 CRITERION = nn.CrossEntropyLoss()
 
@@ -141,6 +143,162 @@ def test_a_compiled_model_is_saved_under_its_own_names(tmp_path: Path) -> None:
     assert scored_by_the_file(tmp_path) == pytest.approx(hook.best.score, rel=1e-6)
     hook.load_best()  # into the compiled one as well
     assert hook.evaluate(track=False).metrics["val_loss"] == pytest.approx(hook.best.score)
+
+
+class Child(nn.Module):
+    """Has a child that may be wrapped."""
+
+    def __init__(self, wrap: Callable[[nn.Module], Any] = lambda module: module) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.net = wrap(nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8)))
+        self.head = nn.ModuleList([wrap(nn.Linear(8, 2))])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head[0](self.net(x))
+
+
+def compiled(module: nn.Module) -> Any:
+    return torch.compile(module, backend="eager")
+
+
+WRAPS: dict[str, Callable[[nn.Module], Any]] = {
+    "compiled": compiled,
+    "data parallel": nn.DataParallel,
+    "both": lambda module: compiled(nn.DataParallel(module)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # Dynamo looks at it
+@pytest.mark.parametrize("wrap", WRAPS.values(), ids=WRAPS)
+def test_wrapped_children_are_saved_under_plain_names_and_load_into_any(
+    wrap: Callable[[nn.Module], Any], tmp_path: Path
+) -> None:
+    model = Child(wrap)
+    names = list(model.state_dict())
+    hook = train(model, tmp_path)
+    assert hook.best is not None
+    assert list(model.state_dict()) == names  # its wrappers are where they were
+    saved = torch.load(hook.best.path, weights_only=True)
+    assert list(saved) == list(Child().state_dict())
+    assert list(saved._metadata) == list(Child().state_dict()._metadata)
+    for other in (Child(), Child(wrap), Child(compiled)):
+        assert scored_by(other, tmp_path, 13) == pytest.approx(hook.best.score, rel=1e-6)
+    hook.load_best()
+
+
+def test_an_older_file_with_the_names_of_wrappers_loads_into_any(tmp_path: Path) -> None:
+    hook = train(Child(), tmp_path)
+    assert hook.best is not None
+    saved = torch.load(hook.best.path, weights_only=True)
+    older = {key.replace("net.", "net._orig_mod.", 1): value for key, value in saved.items()}
+    for model in (Child(), Child(compiled)):
+        load_whole(model, older)
+        assert torch.equal(unwrap(model.net)[0].weight, saved["net.0.weight"])  # type: ignore[index]
+
+
+# -- TorchScript and lazy modules ---------------------------------------------------------------
+
+
+class Scripted(nn.Module):
+    """Remembers in every way that scripted code can."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.norm = nn.Linear(4, 2), nn.BatchNorm1d(2)
+        self.register_buffer("seen", torch.zeros(1))
+        self.calls, self.sizes, self.memory = 0, [1], torch.zeros(1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        self.sizes.append(x.shape[0])
+        self.memory += 1
+        self.seen = self.seen + 1
+        return self.norm(self.layer(x))
+
+
+def holder(inner: nn.Module) -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 4), inner)
+
+
+EXAMPLE = torch.randn(3, 4)
+SCRIPTS: dict[str, Callable[[], Any]] = {
+    "scripted": lambda: torch.jit.script(Scripted()),
+    "traced": lambda: torch.jit.trace(plain_model().eval(), EXAMPLE),
+    "frozen": lambda: torch.jit.freeze(torch.jit.script(plain_model().eval())),
+    "read from a file": lambda: through_a_file(torch.jit.script(Scripted())),
+    "a scripted child": lambda: holder(torch.jit.script(Scripted())),
+    "a traced child": lambda: holder(torch.jit.trace(plain_model().eval(), EXAMPLE)),
+    "a frozen child": lambda: holder(torch.jit.freeze(torch.jit.script(plain_model().eval()))),
+}
+
+
+def through_a_file(module: Any) -> Any:
+    file = io.BytesIO()
+    torch.jit.save(module, file)
+    file.seek(0)
+    return torch.jit.load(file)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.torch.jit.:FutureWarning")
+@pytest.mark.parametrize("how", ["create_evaluator", "model="])
+@pytest.mark.parametrize("make", SCRIPTS.values(), ids=SCRIPTS)
+def test_torchscript_is_evaluated_saved_and_put_back(
+    make: Callable[[], Any], how: str, tmp_path: Path
+) -> None:
+    model = make()
+    flags = [getattr(module, "training", None) for module in model.modules()]
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    inner = model[1] if isinstance(model, nn.Sequential) else model
+    remembered = [getattr(inner, name, None) for name in ("calls", "sizes", "memory")]
+    x, y = samples(13)[:]
+    if how == "model=":
+        evaluator = Engine(lambda engine, batch: (model(batch[0]), batch[1]))
+        Accuracy().attach(evaluator, "accuracy")
+    else:
+        evaluator = create_evaluator(model, {"accuracy": Accuracy()}, loss_fn=CRITERION)
+        evaluator.run([(x, y)])
+    hook = EvalHook([(x, y)], evaluator, model=model, save_best="accuracy", out_dir=tmp_path)
+    hook.attach(Engine(lambda engine, batch: None))
+    record = hook.evaluate()
+    assert [getattr(module, "training", None) for module in model.modules()] == flags
+    for name, value in state.items():
+        assert torch.equal(model.state_dict()[name], value), name
+    assert [getattr(inner, name, None) for name in ("calls", "sizes", "memory")] == remembered
+    hook.load_best()
+    assert hook.evaluate(track=False).metrics == record.metrics
+
+
+def test_lazy_modules_run_and_are_left_out_of_the_trial_batch(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = nn.Sequential(nn.LazyLinear(8), nn.LazyBatchNorm1d(), nn.Linear(8, 2))
+    seen: list[bool] = []
+
+    def step(engine: Engine, batch: Any) -> Any:
+        seen.append(isinstance(model[0], nn.LazyLinear))
+        return model(batch[0]), batch[1]
+
+    trainer = Engine(lambda engine, batch: model(batch[0]))
+    evaluator = create_evaluator(model, {"accuracy": Accuracy()}, step=step)
+    hook = EvalHook([samples(13)[:]], evaluator, save_best="accuracy", out_dir=tmp_path)
+    hook.attach(trainer)
+    hook.keep_last({"model": model})
+    with caplog.at_level("INFO", "ignite_evalhook"):
+        trainer.run([samples()[:]], max_epochs=2)
+    assert seen == [False, False]
+    assert [line.message for line in caplog.records if "lazy modules" in line.message] == [
+        "val: no trial batch before training, since the model has lazy modules, which take their "
+        "shapes from training's first batch"
+    ]
+    again = nn.Sequential(nn.LazyLinear(8), nn.LazyBatchNorm1d(), nn.Linear(8, 2))
+    resumed = Engine(lambda engine, batch: again(batch[0]))
+    hook = EvalHook([samples(13)[:]], create_evaluator(again, {"accuracy": Accuracy()}),
+                    save_best="accuracy", out_dir=tmp_path)  # fmt: skip
+    hook.attach(resumed)
+    assert hook.keep_last({"model": again})
+    assert torch.equal(again[0].weight, model[0].weight)
 
 
 # -- averaged weights -----------------------------------------------------------------------------
