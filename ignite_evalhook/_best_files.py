@@ -7,6 +7,7 @@ then is the old file removed.  When anything fails, files and memory are as they
 from __future__ import annotations
 
 import inspect
+import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -28,6 +29,8 @@ from ._storage_base import failure
 from .exceptions import CheckpointError
 
 __all__: list[str] = []
+
+_BEING_WRITTEN: dict[str, str] = {}  # place to hook's name: files that no account lists yet
 
 
 class DeferredSaver(BaseSaveHandler):
@@ -176,10 +179,17 @@ class BestFiles:
         others: set[str] = set()
         for file in self.storage.list():
             if file.startswith("best") and file.endswith(".json") and file != self.sidecar_name:
-                with suppress(ValueError):  # damaged, or somebody else's
+                with suppress(ValueError, CheckpointError):  # damaged, or somebody else's
                     others |= Sidecar.from_json(self.storage.read_text(file) or "").files()
         taken = {file.lower() for file in others}  # some systems take no notice of case
-        return next(name for name in spellings(name) if name.lower() not in taken)
+        for spelling in spellings(name):
+            place, own = self._place(spelling), self.sidecar.name
+            if spelling.lower() not in taken and _BEING_WRITTEN.setdefault(place, own) == own:
+                break
+        return spelling
+
+    def _place(self, name: str) -> str:
+        return "" if self.storage is None else os.path.realpath(self.storage.path(name)).lower()
 
     def commit(self, target: Target, entry: Kept, dropped: list[str]) -> set[str]:
         """Account for a file that has just been made durable.
@@ -198,6 +208,7 @@ class BestFiles:
         ]
         after = before.with_entries(target, [*others, entry])
         self.publish(after)
+        _BEING_WRITTEN.pop(self._place(entry.file), None)
         return before.files() - after.files()
 
     def publish(self, after: Sidecar) -> None:

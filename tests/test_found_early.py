@@ -240,17 +240,16 @@ def _with_checkpoint(options: dict[str, Any], model: nn.Module, folder: Any) -> 
     options = dict(options)
     to_save = {options.pop("saves", "model"): model}
     pattern = options.pop("pattern", None)
-    return {
-        **options,
-        "save_best": "acc",
-        "checkpoint": BestCheckpoint(to_save, folder, filename_pattern=pattern),
-    }
+    late = options.pop("late", False)
+    checkpoint = BestCheckpoint(to_save, folder, filename_pattern=pattern, async_save=late)
+    return {**options, "save_best": "acc", "checkpoint": checkpoint}
 
 
 @pytest.mark.parametrize(
     ("first", "second"),
     [
         ({"saves": "ema_model"}, {"name": "ema"}),
+        ({"saves": "ema_model", "late": True}, {"name": "ema", "late": True}),
         ({"saves": "b_c", "name": "a"}, {"saves": "c", "name": "a_b"}),
         ({"saves": "EMA_Model"}, {"name": "ema"}),
         ({"pattern": "best_ema_{global_step}.pt"},
