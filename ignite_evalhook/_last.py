@@ -18,6 +18,7 @@ from torch import nn
 
 from ._averaged import Averages
 from ._best_files import DeferredSaver
+from ._finite import follow, module_paths, not_finite
 from ._history import History
 from ._load_best import load_objects, read_checkpoint
 from ._log import logger
@@ -27,7 +28,7 @@ from ._snapshot import Snapshots
 from ._storage import Storage
 from ._storage_base import failure
 from ._team import Team
-from ._whole_state import check_fits, holds_state, whole_states
+from ._whole_state import check_fits, holds_state, unwrap, whole_states
 from ._writer import Writer
 from .exceptions import CheckpointError, StateError
 
@@ -125,6 +126,9 @@ class LastCheckpoint:
         self._random = RandomState(trainer, team.rank)
         for event in PASSES:
             trainer.add_event_handler(event, self._random.note_pass)
+        self._modules = module_paths(self._to_save)
+        self._odd: set[str] = set()  # weights that were not finite when the run started
+        self._told_odd = False
         self._past: dict[str, tuple[Any, torch.Tensor]] = {}
         self._saver = DeferredSaver(storage)
         self._background = background
@@ -255,6 +259,9 @@ class LastCheckpoint:
     def started(self) -> None:
         """Note that a run starts: the random generators go on from the loaded state."""
         self._saved_at, self._loaded_at = self._loaded_at, None
+        modules = ((path, unwrap(follow(self._to_save, path))) for path in self._modules)
+        weights = {".".join(map(str, path)): module.state_dict() for path, module in modules}
+        self._odd, self._told_odd = not_finite(weights), False
         self._after(Events.STARTED, self._restore_random)
 
     def occasion(self, event: Any, number: int) -> None:
@@ -303,7 +310,7 @@ class LastCheckpoint:
                     random_state = {**self._random.state_dict(), "ranks": copied(everyone[1:])}
                     content = {**states, "random": random_state}
                     if late is None:
-                        self._saver(content, self._file)
+                        self._write(content)
                     else:
                         self._write_late(late, content)
         self._saved_at = self._now()
@@ -320,9 +327,29 @@ class LastCheckpoint:
         def write() -> None:
             self._snapshots.wait()
             late.complete(state)
-            self._saver({**copied, "eval_hook": self._packed(state)}, self._file)
+            self._write({**copied, "eval_hook": self._packed(state)})
 
         self._written = late.writer.submit(write)
+
+    def _write(self, content: dict[str, Any]) -> None:
+        """Replace the file, unless weights have become NaN or infinite in this run.
+
+        The optimizer is not looked at: what is not finite there makes its weights so.
+        """
+        weights = {".".join(map(str, path)): follow(content, path) for path in self._modules}
+        for state in content.get("averaged", ()):
+            weights[f"averaged {state['name']}"] = state["model"]
+        odd = sorted(not_finite(weights) - self._odd)
+        if not odd:
+            self._saver(content, self._file)
+        elif not self._told_odd:
+            self._told_odd = True
+            state = content["eval_hook"]
+            logger.warning(
+                "%s: weights are not finite at epoch %d (iteration %d): %s; %s is not replaced by "
+                "them, so a restart goes on from before", state["name"], state["epoch"],
+                state["iteration"], ", ".join(odd[:3]) + ", …" * (len(odd) > 3), self._file,
+            )  # fmt: skip
 
     def _packed(self, state: dict[str, Any]) -> dict[str, Any]:
         """Return a hook's state with the long past of its history as the bytes of a text.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,12 +14,13 @@ from typing import Any
 import pytest
 import torch
 from ignite.engine import Engine, Events, create_supervised_trainer
-from ignite.handlers import Checkpoint, EMAHandler
+from ignite.handlers import Checkpoint, EMAHandler, TerminateOnNan
 from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from helpers.resume_runs import plain
 from ignite_evalhook import (
+    BestCheckpoint,
     CheckpointError,
     EvalHook,
     History,
@@ -26,6 +28,7 @@ from ignite_evalhook import (
     create_evaluator,
     find_best,
 )
+from ignite_evalhook._finite import not_finite
 from ignite_evalhook._history import PACKED
 
 
@@ -534,3 +537,104 @@ def test_a_damaged_past_is_refused_with_words(past: torch.Tensor, tmp_path: Path
     torch.save(content, tmp_path / "last.pt")
     with pytest.raises((CheckpointError, StateError), match="damaged"):
         long_run(tmp_path)
+
+
+# Weights that are not finite ---------------------------------------------------------------------
+
+
+def diverging(
+    folder: Path, epochs: int, poison: Any, *, nested: bool = False, is_async: bool = False
+) -> tuple[Engine, nn.Module]:
+    """Train while one epoch makes a weight NaN or infinite."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(1, 1), nn.BatchNorm1d(1))
+    model.register_buffer("mask", torch.tensor([0.0, -math.inf, math.nan]))  # as it has to be
+    model.register_parameter("huge", nn.Parameter(torch.full((4,), 3e38)))
+
+    def step(engine: Engine, batch: Any) -> float:
+        with torch.no_grad():
+            model[0].weight += 1.0
+            if engine.state.iteration in poison:
+                poison[engine.state.iteration](model)
+        return float(model[0].weight.detach().sum())
+
+    trainer = Engine(step)
+    best = BestCheckpoint({"model": model}, folder, async_save=is_async)
+    hook = hook_of(model, [0.5], None, checkpoint=best).attach(trainer)
+    hook.keep_last({"nets": [{"net": model}]} if nested else {"net": model})
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, TerminateOnNan())
+    trainer.run([0], max_epochs=epochs)
+    hook.detach()
+    return trainer, model
+
+
+def set_nan(model: Any) -> None:
+    model[0].weight.fill_(math.nan)
+
+
+def set_infinite(model: Any) -> None:
+    model[0].weight.fill_(math.inf)
+
+
+def set_statistics(model: Any) -> None:
+    model[1].running_var.fill_(math.nan)
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("poison", [set_nan, set_infinite, set_statistics])
+def test_weights_that_are_not_finite_replace_no_last_checkpoint(
+    poison: Any, nested: bool, is_async: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def go(epochs: int, poisons: Any) -> tuple[Engine, nn.Module]:
+        return diverging(tmp_path, epochs, poisons, nested=nested, is_async=is_async)
+
+    trainer, _ = go(9, {3: poison})
+    assert trainer.state.iteration == (9 if poison is set_statistics else 3)
+    file = torch.load(tmp_path / "last.pt", weights_only=True)
+    assert file["trainer"]["iteration"] == 2
+    net = file["nets"][0]["net"] if nested else file["net"]
+    assert net["0.weight"].isfinite().all()
+    assert net["1.running_var"].isfinite().all()
+    words = [r.getMessage() for r in caplog.records if "not finite" in r.getMessage()]
+    assert len(words) == 1
+    name = "1.running_var" if poison is set_statistics else "0.weight"
+    place = "nets.0.net" if nested else "net"
+    assert f"weights are not finite at epoch 3 (iteration 3): {place}.{name}; last.pt" in words[0]
+    trainer, model = go(5, {})  # with a smaller learning rate, say
+    assert trainer.state.iteration == 5
+    file = torch.load(tmp_path / "last.pt", weights_only=True)
+    assert file["trainer"]["iteration"] == 5
+    assert plain(model.state_dict())["0.weight"] == plain(net["0.weight"] + 3.0)
+
+
+def test_weights_that_recover_are_kept_again(tmp_path: Path) -> None:
+    def undo(model: Any) -> None:
+        model[1].running_var.fill_(1.0)
+
+    diverging(tmp_path, 5, {2: set_statistics, 4: undo})
+    assert torch.load(tmp_path / "last.pt", weights_only=True)["trainer"]["iteration"] == 5
+
+
+FINITE: list[tuple[torch.Tensor, bool]] = [
+    (torch.ones(3), True),
+    (torch.full((9,), 3e38), True),  # their sum overflows
+    (torch.full((9,), 6e4, dtype=torch.float16), True),
+    (torch.full((9,), 1e300, dtype=torch.float64), True),
+    (torch.tensor([1.0, math.nan], dtype=torch.bfloat16), False),
+    (torch.tensor([math.inf, -math.inf]), False),
+    (torch.tensor([1.0, math.inf], dtype=torch.float64), False),
+    (torch.tensor([complex(0.0, math.nan)]), False),
+    (torch.tensor([complex(0.0, 1.0)]).conj(), True),
+    (torch.tensor([math.nan]).to(torch.float8_e5m2), False),
+    (torch.tensor([1]), True),
+    (torch.empty(0), True),
+    (torch.tensor(math.nan), False),
+    (torch.tensor([math.nan]).to_sparse(), True),  # left alone
+    (nn.UninitializedParameter(), True),
+]
+
+
+@pytest.mark.parametrize(("tensor", "finite"), FINITE)
+def test_what_is_finite(tensor: torch.Tensor, finite: bool) -> None:
+    assert not_finite({"a": {"b": tensor}, "c": torch.ones(1)}) == (set() if finite else {"a.b"})
