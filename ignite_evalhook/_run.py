@@ -31,6 +31,7 @@ class RunState(NamedTuple):
         epochs: Completed epochs.
         into: Completed iterations of the epoch under way; 0 where it is completed, ``None`` where
             nobody has counted them, and then ``epochs`` says nothing.
+        batches: How many the training data had, if they told.
     """
 
     id: str
@@ -39,6 +40,7 @@ class RunState(NamedTuple):
     iteration: int
     epochs: int = 0
     into: int | None = None
+    batches: int | None = None
 
     @classmethod
     def read(cls, state: Mapping[str, Any], name: str) -> RunState:
@@ -57,14 +59,16 @@ class RunState(NamedTuple):
         if state["name"] != name:
             raise StateError(f"the state is of the hook {state['name']!r}, this one is {name!r}")
         history = History.from_list(state["history"])
-        epochs, into = state.get("epochs", 0), state.get("into")  # older states have neither
+        epochs, into = state.get("epochs", 0), state.get("into")  # older states have none
         for key, kind in (("run_id", str), ("epoch", int), ("iteration", int)):
             if not isinstance(state[key], kind):
                 raise ValueError(f"{key} is {state[key]!r}")
-        for key, count in (("epochs", epochs), ("into", 0 if into is None else into)):
-            if type(count) is not int or count < 0:
+        batches = state.get("batches")
+        for key, count in (("epochs", epochs), ("into", into), ("batches", batches)):
+            if not (type(count) is int and count >= 0) and (count is not None or key == "epochs"):
                 raise ValueError(f"{key} is {count!r}")
-        return cls(state["run_id"], history, state["epoch"], state["iteration"], epochs, into)
+        at = (state["epoch"], state["iteration"], epochs, into)
+        return cls(state["run_id"], history, *at, batches)
 
 
 class Run:
@@ -77,6 +81,7 @@ class Run:
         is_known: Whether the hook knows its past; not if it is new, or taken over.
         has_begun: Whether what its start asks for is done, such as owning the folder.
         has_run: Whether the trainer has run in it.
+        batches: How many the training data have, if they tell.
     """
 
     def __init__(self) -> None:
@@ -90,6 +95,7 @@ class Run:
         self.is_known = state is not None
         self.has_begun = False
         self.has_run = False
+        self.batches = None if state is None else state.batches
         if state is not None:
             self.id, self.history = state.id, state.history
 
@@ -138,6 +144,7 @@ class Run:
             "iteration": max(here.iteration, self.reaches()),
             "epochs": here.epochs,
             "into": here.into,
+            "batches": self.batches,
             "history": self.history.to_list(),
         }
 

@@ -28,11 +28,20 @@ from ._recorder import Recorder
 from ._run import Run, RunState, had_ended, put_back
 from ._start import prepare
 from ._team import Section, Team
+from ._training_data import batches_of, told_apart
 from ._watchers import Watchers
 from ._whereabouts import Whereabouts
 from .exceptions import StateError
 
 __all__: list[str] = []
+
+
+WAY_OUT = (
+    "in a loop over folds, seeds or settings give each run a folder of its own, "
+    "out_dir=f'runs/fold{k}'; keep_last(..., resume=False) starts anew in this one, and with more "
+    "epochs or patience that run goes on"
+)
+_ended: dict[str, int | None] = {}  # runs that this process has ended, and what tells their data
 
 
 class Session:
@@ -213,6 +222,7 @@ class Session:
                 self._evaluate_here()
             if self.last is not None:
                 self.last.ended(event)
+            _ended[self.run.id] = told_apart(trainer.state.dataloader)
             # Added while the event is being fired, so it comes after everything else.
             trainer.add_event_handler(event, self._let_go_late, event)
 
@@ -264,6 +274,7 @@ class Session:
             check_ever_due(state, self.plan.schedule, at_end=self.plan.at_end)
             self._prepare(section)
         run.loaded, run.is_known, run.has_run = None, True, True
+        run.batches = batches_of(state.dataloader)
         self._lookout.look_ahead(state.iteration, state.epoch_length)
         self._lookout.wind_up(state.iteration)
         # What is due before training goes on.
@@ -279,10 +290,12 @@ class Session:
                 self.name, state.iteration,
             )  # fmt: skip
             trainer.terminate()
+            self._tell_way_out()
         elif self.watchers.exhausted and loaded:
             logger.info("%s: early stopping had ended this run; it ends again", self.name)
             state.epoch = self.position().epoch  # Ignite loads the one before a part
             trainer.terminate()
+            self._tell_way_out()
 
     def go_on(self) -> None:
         """Let the trainer stand in the epoch of the loaded state, if it is loaded as well."""
@@ -299,6 +312,10 @@ class Session:
         state, run = self.need_trainer().state, self.run
         if run.loaded is not None:
             finished = had_ended(run.loaded, state, at_start=at_start)
+            if finished or self.watchers.exhausted:
+                self._refuse_other_data(state.dataloader)
+            else:
+                self._tell_other_length(run.loaded.batches, state)
             if finished:
                 put_back(run.loaded, state)
             self.go_on()
@@ -311,6 +328,34 @@ class Session:
             run.check_reached(state.iteration)
             self.watchers.renew()
         return False
+
+    def _tell_way_out(self) -> None:
+        if self.run.id in _ended:
+            logger.info("%s: this process has trained that run to its end; %s", self.name, WAY_OUT)
+
+    def _refuse_other_data(self, data: Any) -> None:
+        """Refuse to end again at once a run that this process has ended, given other data.
+
+        Raises:
+            StateError: With the way out.
+        """
+        then, now = _ended.get(self.run.id), told_apart(data)
+        if then is not None and now is not None and then != now:
+            raise StateError(
+                f"{self.name}: the run that was loaded is one that this process has trained to its "
+                f"end, on other data, so that nothing would be trained on these; {WAY_OUT}"
+            )
+
+    def _tell_other_length(self, before: int | None, state: Any) -> None:
+        """Say once that the training loader is longer or shorter than it was."""
+        now, sessions = batches_of(state.dataloader), sessions_of(self.need_trainer())
+        speaker = next((s for s in sessions if s.last is not None), sessions[0])
+        if self is speaker and None not in (before, now) and before != now:
+            logger.warning(
+                "%s: the training data have %d batches, in the loaded run they had %d; an epoch "
+                "stays at %s iterations (trainer.state.epoch_length, which you may set before "
+                "run())", self.name, now, before, state.epoch_length,
+            )  # fmt: skip
 
     def _prepare(self, section: Section) -> None:
         prepare(

@@ -6,17 +6,19 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from ignite.engine import Engine, Events, create_supervised_trainer
 from ignite.handlers import Checkpoint, EMAHandler, TerminateOnNan
 from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.utils.data import DataLoader, Subset, SubsetRandomSampler, TensorDataset
 
 from helpers.resume_runs import plain
 from ignite_evalhook import (
@@ -30,6 +32,7 @@ from ignite_evalhook import (
 )
 from ignite_evalhook._finite import not_finite
 from ignite_evalhook._history import PACKED
+from ignite_evalhook._session import _ended
 
 
 @pytest.fixture(autouse=True)
@@ -638,3 +641,108 @@ FINITE: list[tuple[torch.Tensor, bool]] = [
 @pytest.mark.parametrize(("tensor", "finite"), FINITE)
 def test_what_is_finite(tensor: torch.Tensor, finite: bool) -> None:
     assert not_finite({"a": {"b": tensor}, "c": torch.ones(1)}) == (set() if finite else {"a.b"})
+
+
+# Other training data than before -----------------------------------------------------------------
+
+ALL = TensorDataset(torch.arange(12.0).reshape(12, 1))
+
+
+def fold(
+    folder: Path, data: Any, *, epochs: int = 2, patience: int | None = None, **options: Any
+) -> list[int]:
+    """Do what is in the body of somebody's loop over folds; return the iterations trained."""
+    trained: list[int] = []
+    model, trainer = nn.Linear(1, 1), Engine(lambda engine, batch: None)
+    trainer.add_event_handler(
+        Events.ITERATION_COMPLETED, lambda engine: trained.append(engine.state.iteration)
+    )
+    hook = hook_of(model, [0.5], folder, **options).attach(trainer)
+    if patience is not None:
+        hook.early_stopping(patience)
+    hook.keep_last({"model": model})
+    try:
+        trainer.run(data, max_epochs=epochs)
+    finally:
+        hook.detach()
+    return trained
+
+
+PARTS: dict[str, Callable[[int], Any]] = {
+    "subset": lambda k: DataLoader(Subset(ALL, [*range(8 * k % 12, 8 * k % 12 + 4)]), 2),
+    "nested subset": lambda k: DataLoader(Subset(Subset(ALL, [*range(k, k + 4)]), range(4)), 2),
+    "indices of NumPy": lambda k: DataLoader(Subset(ALL, numpy.arange(k, k + 4)), 2),
+    "sampler": lambda k: DataLoader(ALL, 2, sampler=SubsetRandomSampler(range(k, k + 4))),
+    "tensors": lambda k: DataLoader(TensorDataset(ALL.tensors[0][k : k + 4]), 2),
+    "list": lambda k: [ALL.tensors[0][k : k + 2], ALL.tensors[0][k + 2 : k + 4]],
+}
+
+
+@pytest.mark.parametrize("patience", [None, 1])
+@pytest.mark.parametrize("part", PARTS.values(), ids=PARTS)
+def test_a_loop_over_folds_in_one_folder_is_refused(
+    part: Callable[[int], Any], patience: int | None, tmp_path: Path
+) -> None:
+    epochs = 2 if patience is None else 5
+    assert fold(tmp_path, part(0), epochs=epochs, patience=patience) == [1, 2, 3, 4]
+    words = (
+        r"this process has trained to its end, on other data, .* loop over folds.* folder of its "
+        r"own, out_dir=f'runs/fold\{k\}'; keep_last\(\.\.\., resume=False\) starts anew"
+    )
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(StateError, match=words):
+        fold(tmp_path, part(1), epochs=epochs, patience=patience)
+    assert sorted(tmp_path.rglob("*")) == before
+    # A folder for each, as the error says; and more epochs in this one.
+    for k in range(3):
+        folder = tmp_path / f"fold{k}"
+        assert len(fold(folder, part(k), epochs=epochs, patience=patience)) == 4
+    patience = None if patience is None else 4
+    assert fold(tmp_path, part(0), epochs=epochs + 1, patience=patience)[:2] == [5, 6]
+
+
+@pytest.mark.parametrize("patience", [None, 1])
+def test_a_cell_that_is_run_again_ends_at_once_and_says_why(
+    patience: int | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    epochs = 2 if patience is None else 5
+    fold(tmp_path, PARTS["subset"](0), epochs=epochs, patience=patience)
+    assert "folds" not in caplog.text
+    for _ in range(2):
+        caplog.clear()
+        assert fold(tmp_path, PARTS["subset"](0), epochs=epochs, patience=patience) == []
+        assert "this process has trained that run to its end; in a loop over folds" in caplog.text
+    _ended.clear()  # as in another process
+    caplog.clear()
+    assert fold(tmp_path, PARTS["subset"](1), epochs=epochs, patience=patience) == []
+    assert "folds" not in caplog.text
+    assert fold(tmp_path, PARTS["subset"](0), epochs=epochs + 2, patience=9)[0] == 5
+
+
+def test_other_lengths_of_the_training_loader_are_told_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def run(batches: int, epochs: int, length: int | None = None) -> tuple[int, list[str]]:
+        model, trainer = nn.Linear(1, 1), Engine(lambda engine, batch: None)
+        hooks = [hook_of(model, [0.5], tmp_path, name=n).attach(trainer) for n in ("a", "b", "c")]
+        hooks[1].keep_last({"model": model})
+        if length is not None:
+            trainer.state.epoch_length = length
+        caplog.clear()
+        trainer.run(DataLoader(TensorDataset(torch.zeros(batches)), 1), max_epochs=epochs)
+        for hook in hooks:
+            hook.detach()
+        return trainer.state.iteration, [
+            r.getMessage() for r in caplog.records if "batches" in r.getMessage()
+        ]
+
+    assert run(3, 1) == (3, [])
+    assert run(3, 2) == (6, [])
+    iteration, [words] = run(5, 3)
+    assert iteration == 9
+    assert words.startswith(
+        "b: the training data have 5 batches, in the loaded run they had 3; an epoch stays at 3 it"
+    )
+    iteration, [words] = run(4, 5, length=4)
+    assert iteration == 9 + 2 * 4
+    assert run(4, 6, length=4)[1] == []
