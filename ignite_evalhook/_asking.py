@@ -11,7 +11,6 @@ order of the dataset, as one process does.
 
 from __future__ import annotations
 
-import copy
 import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -27,7 +26,6 @@ from ._answers import (
     UNREDUCED,
     Again,
     Answer,
-    Large,
     Raised,
     Reduce,
     Told,
@@ -36,6 +34,7 @@ from ._answers import (
     decide,
     summary,
 )
+from ._asked_unit import AskedUnit
 from ._asking_rank import AskingRank, InexactError, Question, Stopped
 from ._list_marks import ListReport, Lists, dealt_lists, joined_lists
 from ._metric_units import Unit, units_of
@@ -47,14 +46,6 @@ from ._world_of_one import world_of_one
 from .exceptions import EvaluationError
 
 __all__ = ["AskedMetrics", "Words"]
-
-_LARGE = 1 << 20  # bytes of an integer tensor that is reduced by a collective
-_REDUCED = frozenset({torch.uint8, torch.int8, torch.int32, torch.int64})
-_NEUTRAL: dict[str, Callable[[torch.dtype], int]] = {
-    "SUM": lambda dtype: 0,
-    "MIN": lambda dtype: torch.iinfo(dtype).max,
-    "MAX": lambda dtype: torch.iinfo(dtype).min,
-}
 
 
 class Words(NamedTuple):
@@ -100,7 +91,7 @@ class AskedMetrics:
         self._reduce = reduce
         attached = set(map(id, metrics.values()))
         self._asked = {
-            unit.key: _Asked(
+            unit.key: AskedUnit(
                 unit, range(size), attached=id(unit.target) in attached, sends=reduce is None
             )
             for name, metric in metrics.items()
@@ -168,7 +159,7 @@ class AskedMetrics:
         classes = {key: a.unit.classes for key, a in self._asked.items() if not a.begun}
         return Words(classes, words)
 
-    def _say_of(self, asked: _Asked, batches: int) -> Any:
+    def _say_of(self, asked: AskedUnit, batches: int) -> Any:
         if not asked.begun:
             if batches == 0:
                 return Unable()
@@ -184,7 +175,7 @@ class AskedMetrics:
             return Value(summary(word.value), word.shared)
         return word
 
-    def _compute(self, asked: _Asked, ranks: Sequence[int]) -> Any:
+    def _compute(self, asked: AskedUnit, ranks: Sequence[int]) -> Any:
         """Compute up to the first open question, and leave everything as it was.
 
         Args:
@@ -315,7 +306,7 @@ class AskedMetrics:
                 told[key] = Raised(str(_inexact(asked.unit, inexact)))
         return told
 
-    def _decide_lists(self, asked: _Asked, words: Mapping[int, Any]) -> Told | Deal:
+    def _decide_lists(self, asked: AskedUnit, words: Mapping[int, Any]) -> Told | Deal:
         """Compute here from the lists of all ranks, if they are all that counts; else deal."""
         able = [rank for rank, word in words.items() if not isinstance(word, Unable)]
         found = {
@@ -338,75 +329,6 @@ class AskedMetrics:
         finally:
             asked.put_lists_back()
         return word
-
-
-class _Asked:
-    """How far the computation of one unit is."""
-
-    def __init__(self, unit: Unit, ranks: Sequence[int], *, attached: bool, sends: bool) -> None:
-        self.unit = unit
-        self.ranks = ranks
-        self.attached = attached
-        self.begun = False
-        self.answers: list[tuple[str, Any]] = []
-        self.result: Any = None  # Value, Unable or Raised
-        self.error: Exception | None = None
-        self.snapshot: StateSnapshot | None = None
-        self.changed: torch.Tensor | None = None
-        self._sends = sends  # large tensors, too
-        self._part: torch.Tensor | None = None
-        self._had: dict[Any, Any] | None = None
-
-    def take(self) -> Any:
-        """Return the value over the ranks, or raise."""
-        if isinstance(self.result, Value):
-            return copy.deepcopy(self.result.value)
-        if isinstance(self.result, Unable):
-            raise NotComputableError(self.result.words)
-        if self.error is not None:
-            raise self.error
-        raise EvaluationError(self.result.words)
-
-    def begin_again(self, ranks: Sequence[int] | None) -> None:
-        """Forget the answers; or, of the same ranks, go on sending large tensors whole."""
-        if ranks is None:
-            self._sends = True
-        else:
-            self.ranks, self.answers = ranks, []
-
-    def shortened(self, question: Question) -> Question:
-        """Return a question without a large tensor, if it can be reduced by a collective."""
-        value = question.value
-        if (
-            self._sends
-            or question.operation != "all_reduce"
-            or question.detail not in _NEUTRAL
-            or not isinstance(value, torch.Tensor)
-            or value.dtype not in _REDUCED
-            or value.numel() * value.element_size() < _LARGE
-        ):
-            return question
-        self._part = value
-        return question._replace(value=Large(tuple(value.shape), value.dtype))
-
-    def large_part(self, word: Reduce, rank: int) -> torch.Tensor:
-        """Return this rank's part of a large tensor; if it has none, one that changes nothing."""
-        part, self._part = self._part, None
-        if part is not None and rank in self.ranks:
-            return part.detach().to("cpu", copy=True).contiguous()
-        neutral = _NEUTRAL[word.op](word.tensor.dtype)
-        return torch.full(word.tensor.shape, neutral, dtype=word.tensor.dtype)
-
-    def put(self, values: Mapping[Any, Any]) -> None:
-        """Give the unit other lists and settings, until they are put back."""
-        self._had = self.unit.marks.put(values)
-        self.snapshot = None
-
-    def put_lists_back(self) -> None:
-        """Give the unit its own lists again."""
-        if self._had is not None:
-            self.unit.marks.put_back(self._had)
-            self._had, self.snapshot = None, None
 
 
 def _inexact(unit: Unit, error: Exception) -> EvaluationError:
