@@ -12,13 +12,14 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils import _pytree as pytree
 
-from ._asking_rank import InexactError, Question
+from ._asking_rank import InexactError, Question, Questions
 from ._reductions import joined, reduced
 
 __all__ = [
     "UNREDUCED",
     "Again",
     "Answer",
+    "Answers",
     "Large",
     "Raised",
     "Reduce",
@@ -69,14 +70,20 @@ class Reduce(NamedTuple):
     tensor: Large
 
 
+class Answers(NamedTuple):
+    """The answers to what was asked at once."""
+
+    each: Sequence[Answer | Reduce]
+
+
 class Again(NamedTuple):
     """These ranks are to begin again; or to go on, sending large tensors whole."""
 
     ranks: Sequence[int] | None = None
 
 
-Said = Value | Unable | Raised | Question
-Told = Value | Unable | Raised | Answer | Reduce | Again
+Said = Value | Unable | Raised | Questions
+Told = Value | Unable | Raised | Answers | Again
 
 
 def decide(said: Mapping[int, Said]) -> Told:
@@ -91,19 +98,23 @@ def decide(said: Mapping[int, Said]) -> Told:
         return raised
     able = {rank: word for rank, word in said.items() if not isinstance(word, Unable)}
     if not able:
-        known = [word for word in words if isinstance(word, Unable) and word.words is not None]
-        return known[0] if known else Unable("no batch came, on no rank")
+        told = [word for word in words if isinstance(word, Unable) and word.words is not None]
+        return told[0] if told else Unable("no batch came, on no rank")
     if len(able) < len(said):
         return Again(sorted(able))
-    questions = [word for word in words if isinstance(word, Question)]
-    if not questions:
+    asked = [word.each for word in words if isinstance(word, Questions)]
+    if not asked:
         return _agreed([word for word in words if isinstance(word, Value)])
-    if len(questions) < len(words):
+    if len(asked) < len(words):
         raise InexactError(
-            f"some ranks call idist.{questions[0].operation} and others have their value "
-            "without it; let all ranks ask the same, whatever they have counted"
+            f"some ranks call idist.{asked[0][0].operation} and others have their value without "
+            "it; let all ranks ask the same, whatever they have counted"
         )
-    return _answered(questions)
+    if len({*map(len, asked)}) > 1:
+        raise InexactError("its ranks ask different numbers of things at once")
+    answers = [_answered(questions) for questions in zip(*asked, strict=True)]
+    known = [answer for answer in answers if answer is not None]
+    return Answers(known) if len(known) == len(answers) else Again()
 
 
 def _agreed(values: Sequence[Value]) -> Value:
@@ -125,8 +136,8 @@ UNREDUCED = (
 )
 
 
-def _answered(questions: Sequence[Question]) -> Told:
-    """Return what all ranks get when they ask this together."""
+def _answered(questions: Sequence[Question]) -> Answer | Reduce | None:
+    """Return what all ranks get when they ask this together; ``None``: it must be sent whole."""
     first = questions[0]
     for other in questions:
         if (other.operation, other.detail) != (first.operation, first.detail):
@@ -138,7 +149,7 @@ def _answered(questions: Sequence[Question]) -> Told:
     large = [value for value in values if isinstance(value, Large)]
     if large:
         alike = len(large) == len(values) and len({*large}) == 1
-        return Reduce(first.detail, large[0]) if alike else Again()
+        return Reduce(first.detail, large[0]) if alike else None
     try:
         if first.operation == "all_reduce":
             return Answer("all_reduce", reduced(values, first.detail))

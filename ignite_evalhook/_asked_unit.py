@@ -10,7 +10,7 @@ import torch
 from ignite.exceptions import NotComputableError
 
 from ._answers import Large, Reduce, Unable, Value
-from ._asking_rank import Question
+from ._asking_rank import Question, Questions
 from ._metric_units import Unit
 from ._state_snapshot import StateSnapshot
 from .exceptions import EvaluationError
@@ -47,9 +47,8 @@ class AskedUnit:
         self.result: Any = None  # Value, Unable or Raised
         self.error: Exception | None = None
         self.snapshot: StateSnapshot | None = None
-        self.changed: torch.Tensor | None = None
         self._sends = sends  # large tensors, too
-        self._part: torch.Tensor | None = None
+        self._parts: dict[int, Question] = {}  # what was asked last
         self._had: dict[Any, Any] | None = None
 
     def take(self) -> Any:
@@ -67,28 +66,25 @@ class AskedUnit:
         if ranks is None:
             self._sends = True
         else:
-            self.ranks, self.answers = ranks, []
+            self.ranks, self.answers, self._parts = ranks, [], {}
 
-    def shortened(self, question: Question) -> Question:
-        """Return a question without a large tensor, if it can be reduced by a collective."""
-        value = question.value
-        if (
-            self._sends
-            or question.operation != "all_reduce"
-            or question.detail not in _NEUTRAL
-            or not isinstance(value, torch.Tensor)
-            or value.dtype not in _REDUCED
-            or value.numel() * value.element_size() < _LARGE
-        ):
-            return question
-        self._part = value
-        return question._replace(value=Large(tuple(value.shape), value.dtype))
+    def shortened(self, questions: Questions) -> Questions:
+        """Return questions without large tensors that can be reduced by a collective."""
+        self._parts = dict(enumerate(questions.each))
+        if self._sends:
+            return questions
+        return Questions([
+            question._replace(value=Large(tuple(question.value.shape), question.value.dtype))
+            if _is_large(question) else question
+            for question in questions.each
+        ])  # fmt: skip
 
-    def large_part(self, word: Reduce, rank: int) -> torch.Tensor:
+    def large_part(self, number: int, word: Reduce) -> torch.Tensor:
         """Return this rank's part of a large tensor; if it has none, one that changes nothing."""
-        part, self._part = self._part, None
-        if part is not None and rank in self.ranks:
-            return part.detach().to("cpu", copy=True).contiguous()
+        question = self._parts.pop(number, None)
+        if question is not None:
+            part: torch.Tensor = question.value.detach().to("cpu", copy=True)
+            return part.contiguous()
         neutral = _NEUTRAL[word.op](word.tensor.dtype)
         return torch.full(word.tensor.shape, neutral, dtype=word.tensor.dtype)
 
@@ -102,3 +98,14 @@ class AskedUnit:
         if self._had is not None:
             self.unit.marks.put_back(self._had)
             self._had, self.snapshot = None, None
+
+
+def _is_large(question: Question) -> bool:
+    value = question.value
+    return (
+        question.operation == "all_reduce"
+        and question.detail in _NEUTRAL
+        and isinstance(value, torch.Tensor)
+        and value.dtype in _REDUCED
+        and value.nbytes >= _LARGE
+    )

@@ -26,6 +26,7 @@ from ._answers import (
     UNREDUCED,
     Again,
     Answer,
+    Answers,
     Raised,
     Reduce,
     Told,
@@ -35,7 +36,7 @@ from ._answers import (
     summary,
 )
 from ._asked_unit import AskedUnit
-from ._asking_rank import AskingRank, InexactError, Question, Stopped
+from ._asking_rank import AskingRank, InexactError, Questions, Stopped
 from ._list_marks import ListReport, Lists, dealt_lists, joined_lists
 from ._metric_units import Unit, units_of
 from ._rng import remember_random
@@ -169,7 +170,7 @@ class AskedMetrics:
                 return report
         place = asked.ranks.index(self._rank)
         word = self._compute(asked, asked.ranks)
-        if isinstance(word, Question):
+        if isinstance(word, Questions):
             return asked.shortened(word)
         if isinstance(word, Value) and place > 0:
             return Value(summary(word.value), word.shared)
@@ -188,6 +189,7 @@ class AskedMetrics:
             self._rewind()
         asked.snapshot = asked.snapshot or StateSnapshot(unit.followed)
         taken: list[str] = []
+        word: Any = None
         try:
             with ExitStack() as stack:
                 stack.enter_context(self._parts_given(unit, taken))
@@ -197,32 +199,38 @@ class AskedMetrics:
                     stack.enter_context(in_place(model))
                     stack.enter_context(no_torch_collectives(unit.title))
                 value = asked.snapshot.apart(_on_cpu(unit.compute()))
+            word = Value(value, model.asked or bool(taken))
         except Stopped:
-            assert model.question is not None
-            return model.question._replace(value=asked.snapshot.apart(model.question.value))
-        except NotComputableError as error:
-            return Unable(str(error))
-        except Exception as error:
-            inexact = isinstance(error, InexactError)
-            error = _inexact(unit, error) if inexact else error
-            if asked.attached:
-                raise error
-            asked.error = error  # raised if its value is asked for
-            return Raised(
-                f"{unit.title} failed on rank {self._rank}: {type(error).__qualname__}: {error}"
-            )
+            pass
+        except Exception as error:  # noqa: BLE001  # which answers yet to come may prevent
+            if not model.questions:
+                word = self._failed(asked, error)
         finally:
-            asked.changed = asked.snapshot.put_back()
-        if asked.changed is not None and len(ranks) > 1:
+            questions = [q._replace(value=asked.snapshot.apart(q.value)) for q in model.questions]
+            changed = asked.snapshot.put_back()
+        if changed is not None and len(ranks) > 1:
             raise EvaluationError(
-                f"{unit.title} changes a tensor of {asked.changed.numel()} numbers in place while "
-                "it computes, which is done several times; let compute() work on a copy"
+                f"{unit.title} changes a tensor of {changed.numel()} numbers in place while it "
+                "computes, which is done several times; let compute() work on a copy"
             )
-        if model.question is not None:
+        if model.stopped and word is not None:
             raise _inexact(unit, InexactError(
                 "it catches BaseException around a call of ignite.distributed; catch Exception"
             ))  # fmt: skip
-        return Value(value, model.asked or bool(taken))
+        return Questions(questions) if questions else word
+
+    def _failed(self, asked: AskedUnit, error: Exception) -> Unable | Raised:
+        """Return what to say of an exception; raise that of a metric that is attached."""
+        unit = asked.unit
+        if isinstance(error, NotComputableError):
+            return Unable(str(error))
+        if isinstance(error, InexactError):
+            error = _inexact(unit, error)
+        if asked.attached:
+            raise error
+        asked.error = error  # raised if its value is asked for
+        kind = type(error).__qualname__
+        return Raised(f"{unit.title} failed on rank {self._rank}: {kind}: {error}")
 
     @contextmanager
     def _parts_given(self, unit: Unit, taken: list[str]) -> Iterator[None]:
@@ -248,13 +256,11 @@ class AskedMetrics:
         for key, word in told.items():
             asked = self._asked[key]
             asked.begun = True
-            if isinstance(word, Reduce):
-                tensor = asked.large_part(word, self._rank)
-                assert self._reduce is not None
-                self._reduce(tensor, word.op)
-                word = Answer("all_reduce", tensor)
-            if isinstance(word, Answer):
-                asked.answers.append((word.operation, word.value))
+            if isinstance(word, Answers):
+                for number, answer in enumerate(word.each):
+                    if isinstance(answer, Reduce):
+                        answer = self._reduced(asked.large_part(number, answer), answer.op)
+                    asked.answers.append((answer.operation, answer.value))
             elif isinstance(word, Again):
                 asked.begin_again(word.ranks)
             elif isinstance(word, Deal):
@@ -265,6 +271,11 @@ class AskedMetrics:
                 asked.result = word
         if self.done:
             self.close()
+
+    def _reduced(self, tensor: torch.Tensor, op: str) -> Answer:
+        assert self._reduce is not None
+        self._reduce(tensor, op)
+        return Answer("all_reduce", tensor)
 
     def close(self) -> None:
         """Give all metrics their own lists and methods again."""

@@ -2,12 +2,16 @@
 
 A question to the other ranks whose answer is known gets it; the first other one stops the
 computation, which is to be run again when it is answered.
+
+Ignite's ``sync_all_reduce`` asks for one attribute after the other without looking at the answers:
+it gets an :class:`OpenAnswer`, so that all its questions are answered at once.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from numbers import Number
 from typing import Any, NamedTuple, NoReturn
 
@@ -16,7 +20,7 @@ import torch
 from ._reductions import OPERATIONS
 from ._stand_in import StandIn
 
-__all__ = ["AskingRank", "InexactError", "Question", "Stopped"]
+__all__ = ["AskingRank", "InexactError", "Question", "Questions", "Stopped"]
 
 
 class InexactError(Exception):
@@ -35,6 +39,12 @@ class Question(NamedTuple):
     value: Any
 
 
+class Questions(NamedTuple):
+    """What a rank asks at once."""
+
+    each: Sequence[Question]
+
+
 class AskingRank(StandIn):
     """A rank that knows some answers.
 
@@ -45,8 +55,9 @@ class AskingRank(StandIn):
         answers: What it asked before, and the answers.
 
     Attributes:
-        question: The first one without an answer.
+        questions: Those without an answer.
         asked: Whether it has asked anything.
+        stopped: Whether it has been stopped.
     """
 
     def __init__(
@@ -57,8 +68,8 @@ class AskingRank(StandIn):
         self._size = size
         self._answers = answers
         self._place = 0
-        self.question: Question | None = None
-        self.asked = False
+        self.questions: list[Question] = []
+        self.asked = self.stopped = False
 
     def get_local_rank(self) -> int:
         """Return the rank: where it is, is nobody's business."""
@@ -107,6 +118,11 @@ class AskingRank(StandIn):
     def barrier(self) -> None:
         """Do nothing: the ranks meet at the next question anyway."""
 
+    def stop(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Stop the computation."""
+        self.stopped = True
+        raise Stopped("a private signal of ignite-evalhook; let BaseException pass")
+
     def _refuse(self, operation: str) -> NoReturn:
         raise InexactError(
             f"it calls idist.{operation} while it computes, and a metric's ranks are no groups "
@@ -118,10 +134,11 @@ class AskingRank(StandIn):
             self._refuse(f"{operation}(group=...)")
         self.asked = True
         place, self._place = self._place, self._place + 1
-        if place == len(self._answers) and self.question is None:
-            self.question = Question(operation, detail, value)
-        if self.question is not None:
-            raise Stopped("a private signal of ignite-evalhook; let BaseException pass")
+        if place >= len(self._answers):
+            is_ignites = sys._getframe(3).f_globals.get("__name__") == "ignite.metrics.metric"
+            if is_ignites or not self.questions:
+                self.questions.append(Question(operation, detail, value))
+            return OpenAnswer(self.stop) if is_ignites else self.stop()
         known, answer = self._answers[place]
         if known != operation:
             raise InexactError(f"it asks {operation} where it asked {known} a moment ago")
@@ -132,8 +149,39 @@ class AskingRank(StandIn):
         return copy.deepcopy(answer)
 
 
+class OpenAnswer:
+    """An answer that is not there yet: whoever looks at it is stopped.
+
+    It can be kept: in an attribute, in a container.
+    """
+
+    __slots__ = ("_stop",)
+
+    def __init__(self, stop: Callable[..., NoReturn]) -> None:
+        self._stop = stop
+
+    def __getattribute__(self, name: str) -> Any:
+        _look(self)
+
+
+def _look(answer: OpenAnswer, *args: Any) -> NoReturn:
+    stop: Callable[[], NoReturn] = object.__getattribute__(answer, "_stop")
+    stop()
+
+
+_LOOKS = """
+    abs add and bool call complex contains divmod enter eq float floordiv format ge getitem gt hash
+    iadd imul index int invert isub iter itruediv le len lt matmul mod mul ne neg or pos pow radd
+    rdivmod repr rfloordiv rmatmul rmod rmul round rpow rsub rtruediv setitem str sub truediv
+"""
+for _name in _LOOKS.split():
+    setattr(OpenAnswer, f"__{_name}__", _look)
+
+
 def _into(value: Any, answer: Any) -> Any:
     """Write an answer into the tensor that was asked with, where it fits, as torch does."""
+    if type(answer) is OpenAnswer:
+        return answer
     if not isinstance(value, torch.Tensor) or not isinstance(answer, torch.Tensor):
         return answer
     if value.shape != answer.shape or value.dtype != answer.dtype or value.requires_grad:

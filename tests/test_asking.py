@@ -5,6 +5,7 @@ What comes out for each metric there is stands in ``test_metric_zoo.py``.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -22,8 +23,18 @@ from torch import Tensor
 from helpers.over_ranks import over_ranks
 from helpers.ranks import on_ranks
 from ignite_evalhook import EvalHook
-from ignite_evalhook._answers import Again, Answer, Large, Raised, Reduce, Unable, Value, decide
-from ignite_evalhook._asking_rank import InexactError, Question
+from ignite_evalhook._answers import (
+    Again,
+    Answer,
+    Answers,
+    Large,
+    Raised,
+    Reduce,
+    Unable,
+    Value,
+    decide,
+)
+from ignite_evalhook._asking_rank import InexactError, Question, Questions
 from ignite_evalhook._list_marks import Holder, ListMarks
 from ignite_evalhook._state_snapshot import StateSnapshot, inner_items, is_users
 from ignite_evalhook.exceptions import EvaluationError
@@ -31,25 +42,28 @@ from ignite_evalhook.exceptions import EvaluationError
 LARGE = Large((1000, 1000), torch.int64)
 
 
-def ask(value: Any, operation: str = "all_reduce", detail: Any = "SUM") -> Question:
-    return Question(operation, detail, value)
+def ask(*values: Any, operation: str = "all_reduce", detail: Any = "SUM") -> Questions:
+    return Questions([Question(operation, detail, value) for value in values])
 
 
 @pytest.mark.parametrize(
     ("said", "told"),
     [
-        ({0: ask(1), 1: ask(2)}, Answer("all_reduce", 3)),
-        ({0: ask(1, "all_gather", "number"), 2: ask(2, "all_gather", "number")},
-         Answer("all_gather", [1, 2])),
-        ({0: ask("a", "broadcast", 1), 1: ask("b", "broadcast", 1)}, Answer("broadcast", "b")),
+        ({0: ask(1, 5), 1: ask(2, 6)},
+         Answers([Answer("all_reduce", 3), Answer("all_reduce", 11)])),
+        ({0: ask(1, operation="all_gather", detail="number"),
+          2: ask(2, operation="all_gather", detail="number")},
+         Answers([Answer("all_gather", [1, 2])])),
+        ({0: ask("a", operation="broadcast", detail=1),
+          1: ask("b", operation="broadcast", detail=1)}, Answers([Answer("broadcast", "b")])),
         ({0: Unable("none"), 1: ask(2), 2: ask(3)}, Again([1, 2])),
         ({0: Unable(), 1: Value(2, False)}, Again([1])),
         ({1: Value(2, False)}, Value(2, False)),
         ({0: Value(2.0), 1: Value(None)}, Value(2.0)),
         ({0: Unable(), 1: Unable("none")}, Unable("none")),
         ({0: ask(1), 1: Raised("failed")}, Raised("failed")),
-        ({0: ask(LARGE), 1: ask(LARGE)}, Reduce("SUM", LARGE)),
-        ({0: ask(0), 1: ask(LARGE)}, Again()),
+        ({0: ask(LARGE), 1: ask(LARGE)}, Answers([Reduce("SUM", LARGE)])),
+        ({0: ask(1, 0), 1: ask(1, LARGE)}, Again()),
     ],
     ids=str,
 )  # fmt: skip
@@ -64,12 +78,68 @@ def test_what_ranks_say_decides_what_they_are_told(said: Any, told: Any) -> None
         ({0: Value(1), 1: ask(1)}, r"some ranks call idist\.all_reduce and others have"),
         ({0: ask(1), 1: ask(1, detail="MAX")}, "ask different things at the same place"),
         ({0: ask(torch.ones(2)), 1: ask(torch.ones(3))}, "cannot all_reduce their values"),
-        ({0: ask(1, "broadcast", 2), 1: ask(1, "broadcast", 2)}, "broadcasts from rank 2 of 2"),
+        (
+            {
+                0: ask(1, operation="broadcast", detail=2),
+                1: ask(1, operation="broadcast", detail=2),
+            },
+            "broadcasts from rank 2 of 2",
+        ),
+        ({0: ask(1), 1: ask(1, 2)}, "different numbers of things at once"),
     ],
 )
 def test_what_does_not_fit_is_refused(said: Any, words: str) -> None:
     with pytest.raises(InexactError, match=words):
         decide(said)
+
+
+# -- what is asked at once -------------------------------------------------------------------------
+
+
+class Three(Metric):
+    """Asks for three at once; looks at them in some way."""
+
+    def __init__(self, look: Callable[[Any], Any]) -> None:
+        self.look = look
+        super().__init__()
+
+    def reset(self) -> None:
+        self._a, self._b, self._c = 0, torch.zeros(2), 0.0
+
+    def update(self, output: Any) -> None:
+        self._a += 1
+        self._b = self._b + output
+        self._c = max(self._c, float(output))
+
+    @sync_all_reduce("_a", "_b", "_c:MAX")
+    def compute(self) -> Any:
+        return self.look(self)
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        lambda m: (m._a, m._b.tolist(), m._c),
+        lambda m: [f"{m._a:d}", str(m._b), repr(m._c)],
+        lambda m: m._a if isinstance(m._a, int) else 0,
+        lambda m: torch.tensor([m._a, m._c]).tolist(),
+        lambda m: (m._b / m._a + m._c).tolist(),
+        lambda m: {"a": m._a, "b": [m._b[0].item(), -m._c]},
+        lambda m: idist.all_reduce(m._a),
+        lambda m: idist.all_gather(3)[0] + max(m._c, m._a, 2),
+        lambda m: None if m._a == 0 else math.sqrt(m._a),
+        lambda m: 1 / (type(m._a) is int and m._a),
+    ],
+)
+def test_attributes_are_asked_for_at_once_and_looked_at_when_they_are_there(look: Any) -> None:
+    batches = [torch.tensor(float(number)) for number in range(5)]
+    expected = over_ranks(lambda: Three(look), batches, 1)
+    for world in (2, 3):
+        found = over_ranks(lambda: Three(look), batches, world)
+        assert found == (expected * world if look.__code__.co_names == ALL_REDUCE else expected)
+
+
+ALL_REDUCE = ("idist", "all_reduce", "_a")
 
 
 # -- nothing is left behind -----------------------------------------------------------------------

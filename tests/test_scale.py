@@ -115,8 +115,8 @@ def test_an_evaluation_is_five_meetings_and_what_metrics_ask_of_one_message_each
         others = world_size - 1 if rank == 0 else 1
         for kind, (meetings, seen) in found.items():
             said = {way: [size for w, size in seen if w == way] for way in ("sent", "received")}
-            # The first question goes with the batches; then the second, and the value.
-            assert meetings == 5 + (2 if kind in ("one metric", "three metrics", "files") else 0)
+            # What metrics ask goes with the batches, and their values come after the answers.
+            assert meetings == 5 + (kind in ("one metric", "three metrics", "files"))
             assert said["sent"] == [MESSAGE] * meetings * others, kind
             assert said["received"] == [MESSAGE] * meetings * others, kind
             broadcasts = [size for way, size in seen if way == "broadcast"]
