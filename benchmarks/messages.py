@@ -39,7 +39,7 @@ from ignite.engine import Engine, Events
 from ignite.metrics import Accuracy, ConfusionMatrix, Metric, Precision, Recall, mIoU
 from torch import nn
 
-from ignite_evalhook import EvalHook, _buffers, _wire, create_evaluator
+from ignite_evalhook import EvalHook, _buffers, _pool, _wire, create_evaluator
 from ignite_evalhook._asking import AskedMetrics
 from ignite_evalhook._team import Team
 
@@ -77,9 +77,16 @@ class Counter:
         return self._count("received", tensor, dist.irecv(tensor, rank, group=group))
 
     def broadcast(self, tensor: torch.Tensor, rank: int, group: Any = None) -> Any:
+        self._note(tensor)
+        return dist.broadcast(tensor, rank, group=group)
+
+    def all_reduce(self, tensor: torch.Tensor, op: Any = None, group: Any = None) -> Any:
+        self._note(tensor)
+        return dist.all_reduce(tensor, op, group=group)
+
+    def _note(self, tensor: torch.Tensor) -> None:
         self.counts["collectives"] += 1
         self.counts["bytes_of_collectives"] += tensor.nbytes
-        return dist.broadcast(tensor, rank, group=group)
 
     def _count(self, way: str, tensor: torch.Tensor, work: Any) -> Any:
         self.counts[f"messages_{way}"] += 1
@@ -109,12 +116,12 @@ class Watched:
 def counting() -> Iterator[Counter]:
     """Count all that the ranks say to each other, without changing it."""
     counter = Counter()
-    own = _wire.dist, _buffers.dist
-    _wire.dist = _buffers.dist = counter  # type: ignore[assignment]
+    own = _wire.dist, _buffers.dist, _pool.dist
+    _wire.dist = _buffers.dist = _pool.dist = counter  # type: ignore[assignment]
     try:
         yield counter
     finally:
-        _wire.dist, _buffers.dist = own
+        _wire.dist, _buffers.dist, _pool.dist = own
 
 
 # -- what is evaluated ----------------------------------------------------------------------------
@@ -189,10 +196,10 @@ def count_evaluation(name: str, batches: int = BATCHES) -> dict[str, Any]:
     evaluator = create_evaluator(
         what.get("model") or Echo(), metrics=what.get("metrics"), loss_fn=what.get("loss_fn")
     )
-    more: dict[str, Any] = {"rule": "greater", **what.get("hook", {})}
+    more: dict[str, Any] = dict(what.get("hook", {}))
     best = {"val loss": "val_loss", "Accuracy": "accuracy"}.get(name.partition(",")[0])
     if best is not None and "hook" not in what:
-        more.update(save_best=best, out_dir=False)
+        more.update(save_best=best, rule="greater", out_dir=False)
     trainer = Engine(lambda engine, item: None)
     data = [batch] * (batches * world)
     hook = EvalHook(data, evaluator, interval=1, by_epoch=False, preflight=False, **more)

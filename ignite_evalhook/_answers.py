@@ -21,6 +21,7 @@ __all__ = [
     "Answer",
     "Answers",
     "Large",
+    "Own",
     "Raised",
     "Reduce",
     "Unable",
@@ -35,6 +36,10 @@ class Value(NamedTuple):
 
     value: Any
     shared: bool = True
+
+
+class Own(NamedTuple):
+    """Each rank is to take its own value, which need not be sent."""
 
 
 class Unable(NamedTuple):
@@ -83,7 +88,7 @@ class Again(NamedTuple):
 
 
 Said = Value | Unable | Raised | Questions
-Told = Value | Unable | Raised | Answers | Again
+Told = Value | Own | Unable | Raised | Answers | Again
 
 
 def decide(said: Mapping[int, Said]) -> Told:

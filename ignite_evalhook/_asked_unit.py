@@ -45,6 +45,7 @@ class AskedUnit:
         self.begun = False
         self.answers: list[tuple[str, Any]] = []
         self.result: Any = None  # Value, Unable or Raised
+        self.own: Value | None = None  # the value that this rank has found
         self.error: Exception | None = None
         self.snapshot: StateSnapshot | None = None
         self._sends = sends  # large tensors, too
@@ -60,6 +61,11 @@ class AskedUnit:
         if self.error is not None:
             raise self.error
         raise EvaluationError(self.result.words)
+
+    def is_everywhere(self, words: Mapping[int, Any], size: int) -> bool:
+        """Return whether all ranks have a value that only the metrics around it take."""
+        values = [word for word in words.values() if isinstance(word, Value)]
+        return not self.attached and len(values) == size
 
     def begin_again(self, ranks: Sequence[int] | None) -> None:
         """Forget the answers; or, of the same ranks, go on sending large tensors whole."""

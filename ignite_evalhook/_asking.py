@@ -27,6 +27,7 @@ from ._answers import (
     Again,
     Answer,
     Answers,
+    Own,
     Raised,
     Reduce,
     Told,
@@ -172,9 +173,10 @@ class AskedMetrics:
         word = self._compute(asked, asked.ranks)
         if isinstance(word, Questions):
             return asked.shortened(word)
-        if isinstance(word, Value) and place > 0:
-            return Value(summary(word.value), word.shared)
-        return word
+        if not isinstance(word, Value):
+            return word
+        asked.own = word
+        return word if place == 0 else Value(summary(word.value), word.shared)
 
     def _compute(self, asked: AskedUnit, ranks: Sequence[int]) -> Any:
         """Compute up to the first open question, and leave everything as it was.
@@ -268,7 +270,7 @@ class AskedMetrics:
                 if self._rank in word.lists:
                     asked.put(word.lists[self._rank])
             else:
-                asked.result = word
+                asked.result = asked.own if isinstance(word, Own) else word
         if self.done:
             self.close()
 
@@ -311,6 +313,8 @@ class AskedMetrics:
                     told[key] = self._decide_lists(asked, words)
                 else:
                     told[key] = decide(words)
+                if isinstance(told[key], Value) and asked.is_everywhere(words, len(said)):
+                    told[key] = Own()
             except InexactError as inexact:
                 if asked.attached:
                     raise _inexact(asked.unit, inexact) from inexact
