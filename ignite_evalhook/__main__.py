@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from ._best_files import suffix
-from ._history import EvalRecord, History, parse_lines
+from ._history import History
 from ._load_best import find_best
 from ._storage import open_storage
 from .exceptions import EvalHookError
@@ -27,18 +27,24 @@ def main(arguments: list[str] | None = None) -> int:
         if text is None:
             print(f"no {file} in {storage.location}", file=sys.stderr)
             return 1
-        history = History(EvalRecord.from_dict(row) for row in parse_lines(text))
+        history = History.parse(text, str(storage.path(file)))
     except (EvalHookError, ImportError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1
-    print(history.table())
     try:
         best = find_best(args.out_dir, name=args.name)
-    except EvalHookError as error:
-        print(f"\n{error}")
-    else:
-        print(f"\nbest {best.metric} {best.score:.6g} at epoch {best.epoch}: {best.path}")
+        said = f"best {best.metric} {best.score:.6g} at epoch {best.epoch}: {best.path}"
+    except (EvalHookError, ValueError) as error:
+        said = str(error)
+    print(f"{_printable(history.table())}\n\n{_printable(said)}")
     return 0
+
+
+def _printable(text: str) -> str:
+    """Return text without what would move the cursor, or what the terminal cannot show."""
+    plain = "".join(char if char.isprintable() or char == "\n" else "?" for char in text)
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    return plain.encode(encoding, errors="replace").decode(encoding)
 
 
 if __name__ == "__main__":

@@ -341,6 +341,21 @@ def sidecar_name(name: str) -> str:
     return f"best{suffix(name)}.json"
 
 
+def read_sidecar(storage: Storage, file: str) -> Sidecar | None:
+    """Read an account of best files; ``None`` if there is none.
+
+    Raises:
+        CheckpointError: If it is damaged or not ours.
+    """
+    text = storage.read_text(file)
+    if text is None:
+        return None
+    try:
+        return Sidecar.from_json(text)
+    except ValueError as error:
+        raise CheckpointError(f"{storage.path(file)}: {error}") from error
+
+
 def as_best(target: Target, entry: Kept, storage: Storage | None) -> Best:
     """Return a kept file as the public value."""
     path = None if storage is None else storage.path(entry.file)

@@ -20,7 +20,7 @@ from ignite.handlers import Checkpoint, EMAHandler
 from ignite.handlers.checkpoint import BaseSaveHandler, DiskSaver
 
 from ._best import KEEP_ALL, PART, Target, legal
-from ._best_files import BestFiles, DeferredSaver, owner_of, suffix
+from ._best_files import BestFiles, DeferredSaver, owner_of, read_sidecar, suffix
 from ._file_names import check_length, checked
 from ._log import logger
 from ._moment import Position
@@ -362,10 +362,9 @@ class BestCheckpoint(Checkpoint):
         """Go on with the files that a loaded state names; put those of another run aside."""
         self._begun = True
         storage, file = files.storage, files.sidecar_name
-        text = None if storage is None else storage.read_text(file)
-        if storage is None or text is None or self.target is None:
+        found = None if storage is None else read_sidecar(storage, file)
+        if storage is None or found is None or self.target is None:
             return
-        found = Sidecar.from_json(text)
         known = {item.filename for item in self._saved}
         if known & found.files():
             entries = [
@@ -380,7 +379,7 @@ class BestCheckpoint(Checkpoint):
         aliases = [files.alias_name(self.target.metric)]
         aliases = [alias for alias in aliases if storage.fingerprint(alias) in ours - {None}]
         for name in (*aliases, *sorted(found.files()), file):
-            storage.move(name, f"earlier/{found.run_id}/{name}")
+            storage.move(name, f"earlier/{legal(found.run_id)}/{name}")
 
     def _filename(self, score: float, step: int) -> str:
         alone = list(self.to_save)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from ._flock import try_lock
+from ._flock import close
 from ._packed_file import read, write
 from ._packing import Packed, pack, unpack
+from ._private_folder import make_private_folder, open_new, open_ours
 from ._team import Section
 from ._wire import chunks
 
 __all__: list[str] = []
 
-_PREFIX = ".ignite_evalhook-"
 _CHUNK = 64 << 20  # bytes sent from device to device at once
 
 
@@ -56,14 +56,14 @@ class FolderCarrier(Carrier):
         if section.team.leads:
             return None
         name = f"{section.team.rank}.bin"
-        with (self._folder / name).open("wb") as file:
+        with open(self._folder / name, "wb", opener=open_new) as file:
             write(pack(parts), file)
         return name
 
     def take(self, said: Any) -> Any:
         """Map a file into memory, and remove its name."""
         file = self._folder / said
-        parts = read(file)
+        parts = read(file, opener=open_ours)
         with contextlib.suppress(OSError):  # some systems keep a mapped file; the folder goes later
             file.unlink()
         return parts
@@ -134,12 +134,8 @@ def open_carrier(
     held: list[int] = []
 
     def make() -> str:
-        parent.mkdir(parents=True, exist_ok=True)
-        remove_left_over(parent)
-        folder = parent / f"{_PREFIX}{os.urandom(6).hex()}"
-        folder.mkdir()
-        held.append(os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600))
-        try_lock(held[0])
+        folder, handle = make_private_folder(parent)
+        held.append(handle)
         return str(folder)
 
     folder = Path(section.meet("folder", None, lambda said: make()))
@@ -148,23 +144,4 @@ def open_carrier(
     finally:
         if held:
             shutil.rmtree(folder, ignore_errors=True)
-            os.close(held[0])
-
-
-def remove_left_over(parent: Path) -> Sequence[Path]:
-    """Remove the private folders of processes that were killed; return which."""
-    removed = []
-    for folder in parent.glob(f"{_PREFIX}*"):
-        try:
-            handle = os.open(folder / "lock", os.O_RDWR)
-        except OSError:  # another process is removing it, or has not locked it yet
-            continue
-        try:
-            if try_lock(handle):  # nobody lives there
-                shutil.rmtree(folder, ignore_errors=True)
-                removed.append(folder)
-        except OSError:  # a file system without locks: whose it is cannot be told
-            continue
-        finally:
-            os.close(handle)
-    return removed
+            close(held[0])

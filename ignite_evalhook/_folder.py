@@ -75,6 +75,7 @@ class RunFolder:
             StateError: If somebody else's file has a name that this run needs.
         """
         for theirs, files in self._foreign(run_id).items():
+            theirs = legal(theirs)  # whatever a damaged file says
             folder = self._copy_account(theirs) if sidecar_name(self.name) in files else None
             for file in files:
                 if folder is not None and file == sidecar_name(self.name):
@@ -147,7 +148,8 @@ class RunFolder:
         try:
             rows = parse_lines(text)
         except ValueError as error:
-            logger.warning("%s: %s", self.name, error)
+            where = self.storage.path(self.history_name)
+            logger.warning("%s: %s: %s", self.name, where, error)
             return "damaged"
         if rows and not all("run_id" in row for row in rows):
             raise self._not_ours(self.history_name)
@@ -176,7 +178,7 @@ class RunFolder:
         rows: dict[Any, dict[str, Any]] = {}
         if text is not None:
             ours = (row for row in parse_lines(text) if row.get("run_id") == run_id)
-            rows = {row.get("iteration"): row for row in ours}
+            rows = {row["iteration"]: row for row in ours if type(row.get("iteration")) is int}
         known = (_fuller(rows.get(record.iteration), record) for record in history)
         wanted = "".join(record.to_json(run_id=run_id) + "\n" for record in known)
         if wanted != (text or ""):

@@ -34,6 +34,9 @@ _KINDS: Mapping[str, type | tuple[type, ...]] = {
 }
 
 
+_LARGEST = 2**63  # more is no count of anything
+
+
 @dataclasses.dataclass(frozen=True)
 class EvalRecord:
     """What one evaluation said.
@@ -91,7 +94,13 @@ class EvalRecord:
             raise ValueError(f"a record needs {list(_FIELDS)}, but {missing} are missing")
         for name, kind in _KINDS.items():
             if not isinstance(state[name], kind):
-                raise ValueError(f"{name} of a record is {state[name]!r}")
+                raise ValueError(f"{name} of a record is {state[name]!r:.80}")
+        for name in ("epoch", "iteration", "seconds"):
+            if abs(state[name]) > _LARGEST:
+                raise ValueError(f"{name} of a record is out of range")
+        for name in ("metrics", "best_of"):
+            if not all(isinstance(item, str) for item in state[name]):
+                raise ValueError(f"{name} of a record hold other names than text")
         fields = {name: state[name] for name in _FIELDS}
         fields["metrics"] = nan_for_null(fields["metrics"])
         fields["best_of"] = tuple(fields["best_of"])
@@ -185,11 +194,26 @@ class History(Sequence[EvalRecord]):
         A last line that a crash cut short is left out.
 
         Raises:
-            ValueError: If any other line is no record.
+            ValueError: If any other line is no record, or ``path`` is no file.
+            OSError: If it cannot be read.
         """
+        file = Path(os.path.expanduser(path))
+        if file.exists() and not file.is_file():  # a pipe would be waited for
+            raise ValueError(f"{file} is a folder, a pipe or a device, not a history.jsonl")
         # A crash may have cut the last line within a character; the lines before it count.
-        text = Path(os.path.expanduser(path)).read_text("utf-8", errors="replace")
-        return cls(EvalRecord.from_dict(row) for row in parse_lines(text))
+        return cls.parse(file.read_text("utf-8", errors="replace"), str(file))
+
+    @classmethod
+    def parse(cls, text: str, where: str) -> History:
+        """Read the text of a ``history.jsonl``.
+
+        Raises:
+            ValueError: If a line is no record; ``where`` is named then.
+        """
+        try:
+            return cls(EvalRecord.from_dict(row) for row in parse_lines(text))
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
 
     def table(self, metrics: Sequence[str] | None = None) -> str:
         """Return the history as a table of plain text.
@@ -263,12 +287,12 @@ def parse_lines(text: str) -> list[dict[str, Any]]:
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             if number == len(lines):  # no line break behind it: the write was cut short
                 break
-            raise ValueError(f"line {number} of the history is no JSON: {line!r}") from error
+            raise ValueError(f"line {number} of the history is no JSON: {line!r:.200}") from error
         if not isinstance(row, dict):
-            raise ValueError(f"line {number} of the history is no JSON object: {line!r}")
+            raise ValueError(f"line {number} of the history is no JSON object: {line!r:.200}")
         rows.append(row)
     return rows
 

@@ -16,9 +16,8 @@ from ignite.engine import Engine
 from ignite.handlers.checkpoint import BaseSaveHandler
 
 from ._best import Target
-from ._best_files import BestFiles, as_live, sidecar_name
+from ._best_files import BestFiles, as_live, read_sidecar, sidecar_name
 from ._checkpoint import BestCheckpoint
-from ._load_best import read_sidecar
 from ._log import logger
 from ._moment import START, Position
 from ._reconcile import reconcile

@@ -23,7 +23,7 @@ from ._history import History
 from ._load_best import load_objects, read_checkpoint
 from ._log import logger
 from ._plain import to_plain
-from ._random_state import RandomState, copied
+from ._random_state import RandomState, check_generators, copied
 from ._snapshot import Snapshots
 from ._storage import Storage
 from ._storage_base import failure
@@ -236,8 +236,14 @@ class LastCheckpoint:
         where = str(self._storage.path(self._file))
         if "eval_hook" not in checkpoint or "trainer" not in checkpoint:
             raise StateError(f"{where} was not written by keep_last(); {advice}")
-        for state in (*checkpoint.values(), *checkpoint.get("eval_hooks", {}).values()):
-            unpack(state, where)
+        try:
+            for state in (*checkpoint.values(), *checkpoint.get("eval_hooks", {}).values()):
+                unpack(state, where)
+            check_content(checkpoint)
+        except StateError:
+            raise
+        except Exception as error:
+            raise StateError(f"{where} is damaged: {error!r}; {advice}") from error
         return checkpoint
 
     def refuse_foreign(self) -> None:
@@ -405,3 +411,19 @@ def load_trainer(trainer: Engine, state: Mapping[str, Any]) -> None:
         trainer.state.max_epochs = limit
     else:
         trainer.load_state_dict(state)
+
+
+def check_content(checkpoint: Mapping[str, Any]) -> None:
+    """Refuse what :meth:`LastCheckpoint.read` has found, if a run could not go on from it.
+
+    Raises:
+        Exception: Whatever is wrong with it.
+    """
+    for key in ("epoch_length", "max_epochs", "max_iters", "iteration", "epoch"):
+        count = checkpoint["trainer"].get(key, 0)
+        if count is not None and not (isinstance(count, int) and 0 <= count < 2**53):
+            raise ValueError(f"{key} of the trainer is {count!r:.80}")
+    if not isinstance(checkpoint["eval_hook"], Mapping):
+        raise TypeError(f"the hook's state is {checkpoint['eval_hook']!r:.80}")
+    if "random" in checkpoint:
+        check_generators(checkpoint["random"])

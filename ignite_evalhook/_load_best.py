@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ._best import Best
-from ._best_files import as_best, sidecar_name
+from ._best_files import as_best, read_sidecar, sidecar_name
 from ._sidecar import Kept, Sidecar, is_foreign
 from ._storage import Storage, open_storage
 from ._whole_state import entries_of, has_state, holds_state, load_whole
@@ -182,21 +182,6 @@ def _is_state_of(checkpoint: Mapping[str, Any], item: Any) -> bool:
     if not isinstance(item, nn.Module) or not checkpoint:
         return True
     return not all(isinstance(value, Mapping) for value in checkpoint.values())
-
-
-def read_sidecar(storage: Storage, file: str) -> Sidecar | None:
-    """Read an account of best files; ``None`` if there is none.
-
-    Raises:
-        CheckpointError: If it is damaged or not ours.
-    """
-    text = storage.read_text(file)
-    if text is None:
-        return None
-    try:
-        return Sidecar.from_json(text)
-    except ValueError as error:
-        raise CheckpointError(f"{storage.path(file)}: {error}") from error
 
 
 def _find(storage: Storage, metric: str | None, name: str | None) -> tuple[Sidecar, Kept]:

@@ -26,8 +26,10 @@ from .exceptions import CheckpointError
 __all__ = ["OldRun", "read_old_run"]
 
 # `best_bbox_mAP_epoch_12.pth`; published by MMEngine with eight digits of its checksum.
-_BEST_NAME = re.compile(r"best_(?P<metric>.+?)(_(?P<unit>epoch|iter)_(?P<step>\d+))?(-\w{8})?\.pth")
-_LAST_NAME = re.compile(r".*?(?P<unit>epoch|iter)_(?P<step>\d+)(-\w{8})?\.pth")
+_BEST_NAME = re.compile(
+    r"best_(?P<metric>.+?)(_(?P<unit>epoch|iter)_(?P<step>\d{1,15}))?(-\w{8})?\.pth"
+)
+_LAST_NAME = re.compile(r".*?(?P<unit>epoch|iter)_(?P<step>\d{1,15})(-\w{8})?\.pth")
 
 
 @dataclass(frozen=True)
@@ -62,15 +64,22 @@ def read_old_run(checkpoint: str | PathLike[str] | Mapping[str, Any]) -> OldRun:
         ``EvalHook`` and the runners of MMCV 1.x, ``CheckpointHook`` and ``Runner`` of MMEngine.
     """
     if isinstance(checkpoint, Mapping):
-        path, content = None, checkpoint
-    else:
-        path = Path(os.path.expanduser(checkpoint))
-        content = load_old(path)
+        return _read(checkpoint, None)
+    path = Path(os.path.expanduser(checkpoint))
+    content = load_old(path)
+    try:
+        return _read(content, path)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _read(content: Mapping[str, Any], path: Path | None) -> OldRun:
     meta = content.get("meta")
-    if not isinstance(meta, Mapping) or not _is_count(meta.get("iter")):
+    counts = [meta.get("iter"), meta.get("epoch") or 0] if isinstance(meta, Mapping) else [None]
+    if not isinstance(meta, Mapping) or not all(map(_is_count, counts)):
         raise ValueError(
             "checkpoint must be one of an MMCV 1.x or MMEngine run, with meta['epoch'] and "
-            f"meta['iter']; got one with the keys {list(content)}"
+            f"meta['iter']; got one with the keys {list(content)!r:.200} and {counts!r:.80}"
         )
     told = _told(content, meta)
     epoch, iteration = _progress(content, meta, path, told)
@@ -92,6 +101,8 @@ def load_old(file: str | PathLike[str]) -> Mapping[str, Any]:
         CheckpointError: If it cannot be read, or holds more than plain data.
     """
     try:
+        if os.path.exists(file) and not os.path.isfile(file):  # a pipe would be waited for
+            raise ValueError("it is a folder, a pipe or a device")
         with _known_classes():
             content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -138,7 +149,7 @@ def _told(content: Mapping[str, Any], meta: Mapping[str, Any]) -> dict[str, tupl
     """Return score and file of each best by metric; the metric is empty where it is not said."""
     messages = meta.get("hook_msgs")
     hub = content.get("message_hub")
-    info: Any = messages if hub is None else hub.get("runtime_info", {})
+    info: Any = hub.get("runtime_info") if isinstance(hub, Mapping) else messages
     if not isinstance(info, Mapping):
         return {}
     found: dict[str, tuple[float, str]] = {}
@@ -149,7 +160,7 @@ def _told(content: Mapping[str, Any], meta: Mapping[str, Any]) -> dict[str, tupl
         file = info.get("best_ckpt" if key == "best_score" else f"best_ckpt_{name}")
         try:
             found[name] = (float(score), "" if file is None else str(file))
-        except (TypeError, ValueError):
+        except (ArithmeticError, TypeError, ValueError):
             raise ValueError(f"{key} of the checkpoint is no number: {score!r:.80}") from None
     return found
 
@@ -185,9 +196,10 @@ def _best(name: str, score: float, file: str, beside: Path | None, at: tuple[int
         else:
             epoch, iteration = min(at[0], math.ceil(step / max(length, 1))), step
     path: Path | None = Path(file) if file else None
-    if path is not None and beside is not None and not path.exists():
+    # os.path, since a name that no file can have is no error there.
+    if path is not None and beside is not None and not os.path.exists(path):
         moved = beside.resolve().parent / path.name
-        path = moved if moved.exists() else path
+        path = moved if os.path.exists(moved) else path
     return Best(name or (match["metric"] if match else ""), score, epoch, iteration, path)
 
 
@@ -196,4 +208,4 @@ def _match_best(file: str) -> re.Match[str] | None:
 
 
 def _is_count(value: object) -> bool:
-    return isinstance(value, int) and value >= 0
+    return isinstance(value, int) and 0 <= value < 2**53

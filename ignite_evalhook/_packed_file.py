@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Callable
 from typing import Any, BinaryIO
 
 import torch
@@ -30,16 +31,20 @@ def _write_all(file: BinaryIO, data: memoryview) -> None:
         data = data[file.write(data) :]  # an unbuffered file may take less than all
 
 
-def read(path: str | os.PathLike[str]) -> Any:
+def read(path: str | os.PathLike[str], *, opener: Callable[[str, int], int] | None = None) -> Any:
     """Return the value in a file, with tensors that are views into the mapped file.
 
     They are writable, and what is written to them stays in memory.  The file may be removed
     while they are in use (where the system allows that at all), but not changed.
 
+    Args:
+        path: The file.
+        opener: As for :func:`open`; may refuse the file.
+
     Raises:
         ValueError: If the file is not of this kind, or incomplete.
     """
-    with open(path, "rb") as file:
+    with open(path, "rb", opener=opener) as file:
         header = file.read(_HEADER.size)
         if len(header) < _HEADER.size or not header.startswith(_MAGIC):
             raise ValueError(f"{os.fspath(path)!r} holds no packed value, or only its beginning")
@@ -52,5 +57,6 @@ def read(path: str | os.PathLike[str]) -> Any:
                 f"{found}; it was not written to its end, or changed since"
             )
         head = file.read(head_size)
+    # Only numbers come from here: what is unpickled was read from the file that was opened.
     mapped = torch.from_file(os.fspath(path), shared=False, size=begin + size, dtype=torch.uint8)
     return unpack(head, mapped[begin:])

@@ -154,6 +154,27 @@ class RandomState:
         return list(unique.values())
 
 
+def check_generators(state: Any) -> None:
+    """Refuse a saved state of generators that could not be restored.
+
+    Raises:
+        Exception: Whatever is wrong with it.
+    """
+    for of_rank in (state, *state.get("ranks", ())):
+        before = of_rank["loader_before_pass"]
+        for part in (of_rank, of_rank.get("before_early_pass") or of_rank):
+            torch.Generator().set_state(part["torch"])
+            version, words, gauss = part["python"]
+            random.Random().setstate((version, tuple(words.tolist()), gauss))
+            saved = [*part["loader"], *before, *part["cuda"]]
+            if not all(isinstance(one, torch.Tensor) and one.dtype == torch.uint8 for one in saved):
+                raise TypeError("the state of a generator is no tensor of bytes")
+            numpy = sys.modules.get("numpy")
+            if numpy is not None and "numpy" in part:
+                kind, words, *rest = part["numpy"]
+                numpy.random.RandomState().set_state((kind, words.numpy().astype("uint32"), *rest))
+
+
 def copied(value: Any) -> Any:
     """Copy the tensors of a nested state, which were views of one message."""
     if isinstance(value, torch.Tensor):

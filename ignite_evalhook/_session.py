@@ -485,7 +485,9 @@ class Session:
                     raise
                 return self.start_over
             follower = self.plan.follower.read_state(state["follower"])
-        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        except (
+            ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError,
+        ) as error:  # fmt: skip
             raise StateError(f"this is no state of an EvalHook, or damaged: {error!r}") from error
 
         def take_over() -> None:

@@ -170,8 +170,14 @@ class Sidecar:
                 for metric, part in document["kept"].items()
             }
             name, run_id = str(document["name"]), str(document["run_id"])
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise ValueError(f"not a best.json of ignite-evalhook, or damaged: {error}") from error
+            if not targets:
+                raise ValueError("it follows no metric")
+        except (
+            ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError,
+        ) as error:  # fmt: skip
+            raise ValueError(
+                f"not a best.json of ignite-evalhook, or damaged: {error!s:.200}"
+            ) from error
         return cls(name, run_id, targets, kept)
 
 
@@ -179,7 +185,7 @@ def is_foreign(text: str | None) -> bool:
     """Return whether a text is sound JSON, but of somebody else: ``best_parameters.json``, say."""
     try:
         document = json.loads(text or "")
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return not (isinstance(document, dict) and str(document.get("format")).startswith(OURS))
 

@@ -71,7 +71,10 @@ class Storage(abc.ABC):
 
     @abc.abstractmethod
     def size(self, name: str) -> int | None:
-        """Return the size of a file in bytes, ``None`` if there is no such file."""
+        """Return the size of a file in bytes, ``None`` if there is no such file.
+
+        In a local folder, what has the name and is no file is an error.
+        """
 
     @abc.abstractmethod
     def remove(self, name: str) -> None:

@@ -115,7 +115,9 @@ class LocalStorage(Storage):
                 found = os.stat(path)
             except (FileNotFoundError, NotADirectoryError):
                 return None
-        return found.st_size if stat.S_ISREG(found.st_mode) else None
+            if not stat.S_ISREG(found.st_mode):
+                raise OSError(errno.EINVAL, "it is a folder, a pipe or a device, not a file")
+        return found.st_size
 
     def remove(self, name: str) -> None:
         """Remove a file; a missing one is fine."""
@@ -164,7 +166,7 @@ class LocalStorage(Storage):
         with self._explained("list"):
             try:
                 with os.scandir(self._folder) as entries:
-                    return [entry.name for entry in entries if entry.is_file()]
+                    return [entry.name for entry in entries if _is_file(entry)]
             except FileNotFoundError:
                 return []
 
@@ -225,6 +227,13 @@ def _eager(handle: int) -> Callable[[Buffer], int]:
 def _makes_room_after(error: OSError) -> bool:
     """Return whether a disk was full and there is more room now, after what was removed."""
     return error.errno in _FULL and wait_for_removals()
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:  # a link that leads nowhere, in a circle
+        return False
 
 
 def _discard(path: Path) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -160,7 +160,7 @@ def _write(hook: EvalHook, metric: str, best: Best, convert: Convert | None) -> 
     if checkpoint is None or storage is None:
         return None
     modules = {n: item for n, item in checkpoint.to_save.items() if isinstance(item, nn.Module)}
-    there = best.path is not None and Path(best.path).is_file()
+    there = best.path is not None and os.path.isfile(best.path)
     if best.path is None or not there or len(modules) != 1:
         why = "to_save has not just one module" if there else f"its file is not there: {best.path}"
         logger.warning(
@@ -171,6 +171,8 @@ def _write(hook: EvalHook, metric: str, best: Best, convert: Convert | None) -> 
     ((name, module),) = modules.items()
     content = load_old(best.path)
     weights = content.get("state_dict", content)
+    if not isinstance(weights, Mapping):
+        raise ValueError(f"{best.path} holds a {type(weights).__name__}, not weights by name")
     weights = dict(weights if convert is None else convert(weights))
     _check_fits(weights, unwrap(module), best)
     file = _file_name(hook, checkpoint, storage, best, metric)
@@ -189,11 +191,9 @@ def _check_fits(weights: Mapping[str, Any], module: nn.Module, best: Best) -> No
     wrong = [f"the model has no {name!r}" for name in weights if name not in own]
     wrong += [f"the old file has no {name!r}" for name in own if name not in weights]
     wrong += [
-        f"{name!r} is {tuple(weights[name].shape)} in the old file, {tuple(own[name].shape)} now"
+        f"{name!r} is {_shape(weights[name])} in the old file, {_shape(own[name])} now"
         for name in own
-        if isinstance(weights.get(name), torch.Tensor)
-        and isinstance(own[name], torch.Tensor)
-        and weights[name].shape != own[name].shape
+        if name in weights and _shape(weights[name]) != _shape(own[name])
     ]
     if wrong:
         more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
@@ -201,6 +201,10 @@ def _check_fits(weights: Mapping[str, Any], module: nn.Module, best: Best) -> No
             f"the weights in {best.path} do not fit the model: {'; '.join(wrong[:3])}{more}; "
             "pass convert= to rename them"
         )
+
+
+def _shape(value: object) -> object:
+    return tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
 
 
 def _file_name(
