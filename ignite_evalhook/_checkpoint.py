@@ -56,7 +56,8 @@ class BestCheckpoint(Checkpoint):
             states into host memory, which is kept for the next time; a thread writes them, makes
             them durable, and then accounts for them.  Until then ``hook.best`` has no path.
             What fails is raised at the next evaluation, or at the end of the run.
-        on_save_error: ``"raise"``, or ``"warn"``: log the failure and train on with the old best.
+        on_save_error: ``"raise"``, or ``"warn"``: log the first failure and train on with the old
+            best.  With a hook this is for its ``history.jsonl`` and ``last.pt`` too.
         filename_pattern: As for Ignite's ``Checkpoint``: a format string of ``filename_prefix``,
             ``name``, ``global_step``, ``score_name``, ``score`` and ``ext``.  ``global_step`` must
             be in it, so that a new file never replaces the old best.

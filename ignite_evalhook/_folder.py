@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,7 @@ from ._history import EvalRecord, History, parse_lines
 from ._load_best import read_checkpoint
 from ._lock import FolderLock
 from ._log import logger
+from ._save_errors import SaveErrors
 from ._sidecar import Sidecar, is_foreign
 from ._storage import Storage
 from ._strict_json import dumps
@@ -33,6 +35,7 @@ class RunFolder:
         self._lock = FolderLock(storage, legal(name))
         storage.owner = owner_of(name)
         self._process: int | None = None  # the one that has claimed it
+        self._is_behind = False  # whether history.jsonl lacks records
 
     def claim(self, owner: object, is_live: Callable[[object], bool]) -> None:
         """Make ``owner`` the only live run in the folder.
@@ -164,9 +167,36 @@ class RunFolder:
             return None
         return str(state["run_id"]) if isinstance(state, dict) and "run_id" in state else None
 
-    def append(self, record: EvalRecord, run_id: str) -> None:
-        """Add a record to ``history.jsonl``, durably."""
-        self.storage.append_line(self.history_name, record.to_json(run_id=run_id))
+    def append(self, record: EvalRecord, history: History, run_id: str, errors: SaveErrors) -> None:
+        """Add a record to ``history.jsonl``, durably.
+
+        Args:
+            record: The record.
+            history: Those before it, which are written too if that has failed.
+            run_id: The run.
+            errors: Whether a failure is raised.
+
+        Raises:
+            CheckpointError: If it cannot be written.
+        """
+        try:
+            if self._is_behind:
+                self.reconcile_history(History([*history, record]), run_id)
+            else:
+                self.storage.append_line(self.history_name, record.to_json(run_id=run_id))
+        except CheckpointError as error:
+            self._is_behind = True
+            errors.failed(self.history_name, error)
+        else:
+            self._is_behind = False
+            errors.written(self.history_name)
+
+    def catch_up(self, history: History, run_id: str) -> None:
+        """Write records down that could not be written before, if that goes now."""
+        if self._is_behind:
+            with contextlib.suppress(CheckpointError):  # that was told the first time
+                self.reconcile_history(history, run_id)
+                self._is_behind = False
 
     def reconcile_history(self, history: History, run_id: str) -> None:
         """Make ``history.jsonl`` hold just the records of ``history``.

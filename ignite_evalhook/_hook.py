@@ -584,6 +584,7 @@ class EvalHook:
             {name: item for name, item in to_save.items() if name not in (*own, *hooks)},
             trainer, every, {name: hook._session for name, hook in hooks.items()},
             partial(sessions_of, trainer), session.team, session.background(),
+            self._plan.follower.keeper.errors,
         )  # fmt: skip
         if resume:
             resumed = last.resume()

@@ -21,6 +21,7 @@ from ._checkpoint import BestCheckpoint
 from ._log import logger
 from ._moment import START, Position
 from ._reconcile import reconcile
+from ._save_errors import SaveErrors
 from ._sidecar import Kept, Sidecar, sort_entries
 from ._storage import Storage
 from ._writer import Writer
@@ -54,6 +55,7 @@ class Keeper:
         live: The files that the run's history knows.
         writes: Whether this process is the one that touches files.
         writer: Writes in the background, if that is wanted.
+        errors: What becomes of failures to write, of whichever file.
     """
 
     def __init__(self, name: str, checkpoint: BestCheckpoint | None) -> None:
@@ -61,6 +63,8 @@ class Keeper:
         self.checkpoint = checkpoint
         self.live: Live = {}
         self.writes = True
+        warns = checkpoint is not None and checkpoint.on_save_error == "warn"
+        self.errors = SaveErrors(name, warns=warns)
         self.writer = Writer()
         self._live_before: Live | None = None  # a save that is not settled
         self._targets: tuple[Target, ...] = ()
@@ -234,13 +238,12 @@ class Keeper:
             try:
                 checkpoint.save(engine, states)
             except CheckpointError as error:
-                if checkpoint.on_save_error != "warn":
-                    raise
+                self.errors.failed(f"the best {metric}", error)
                 failed.add(metric)
-                logger.error("%s: the best %s was not saved: %s", self.name, metric, error)
             else:
                 if checkpoint.holds is None:
                     self._note_live(metric, checkpoint)
+                    self.errors.written(f"the best {metric}")
         return failed
 
     def undo(self) -> None:
@@ -262,7 +265,7 @@ class Keeper:
             held = {m: c.holds for m, c in self._checkpoints.items() if c.holds is not None}
             self._saving = Saving(held, self.sidecar)
             for metric in held:
-                self.writer.submit(partial(self._write_held, self._checkpoints[metric]))
+                self.writer.submit(partial(self._write_held, metric, self._checkpoints[metric]))
         elif saved:
             for checkpoint in self._checkpoints.values():
                 checkpoint.settle()
@@ -292,13 +295,13 @@ class Keeper:
         """Whether a best is being written, on any rank."""
         return self._saving is not None
 
-    def _write_held(self, checkpoint: BestCheckpoint) -> None:
+    def _write_held(self, metric: str, checkpoint: BestCheckpoint) -> None:
         try:
             checkpoint.write_held()
-        except CheckpointError:  # the writer has no say in it, but it logs what it gets
-            if checkpoint.on_save_error != "warn":
-                raise
-            logger.error("%s: the best was not saved in the background", self.name, exc_info=True)
+        except CheckpointError as error:
+            self.errors.failed(f"the best {metric}", error)
+        else:
+            self.errors.written(f"the best {metric}")
 
     def wait(self) -> None:
         """Wait until all is written; a failure is kept for :meth:`raise_failure`."""

@@ -24,6 +24,7 @@ from ._load_best import load_objects, read_checkpoint
 from ._log import logger
 from ._plain import to_plain
 from ._random_state import RandomState, check_generators, copied
+from ._save_errors import SaveErrors
 from ._snapshot import Snapshots
 from ._storage import Storage
 from ._storage_base import failure
@@ -92,6 +93,7 @@ class LastCheckpoint:
             the user has named.
         attached: Returns the hooks that are attached to the trainer by now.
         background: Write while training goes on; ``None``: at once.
+        errors: What becomes of a failure to write.
         team: The ranks.  Rank 0 writes, with every rank's random generators; all read.
     """
 
@@ -105,7 +107,8 @@ class LastCheckpoint:
         hooks: Mapping[str, Attached],
         attached: Callable[[], Iterable[Attached]],
         team: Team,
-        background: Background | None = None,
+        background: Background | None,
+        errors: SaveErrors,
     ) -> None:
         self._team = team
         self._storage = storage
@@ -132,6 +135,7 @@ class LastCheckpoint:
         self._past: dict[str, tuple[Any, torch.Tensor]] = {}
         self._saver = DeferredSaver(storage)
         self._background = background
+        self._errors = errors
         self._snapshots = Snapshots()
         self._written = Event()  # what the snapshot was taken for
         self._written.set()
@@ -299,6 +303,7 @@ class LastCheckpoint:
         with self._team.together(f"writing {self._file}") as section:
             # In the background, the hook's state waits for no file; it is completed in its turn.
             late = self._background
+            is_written = True
             added = {"trainer": self._trainer, "averaged": self._averages.models()}
             with whole_states({**self._to_save, **added}, self._team) as states:
                 averaged = self._averages.states(states.pop("averaged"))
@@ -316,10 +321,13 @@ class LastCheckpoint:
                     random_state = {**self._random.state_dict(), "ranks": copied(everyone[1:])}
                     content = {**states, "random": random_state}
                     if late is None:
-                        self._write(content)
+                        is_written = self._write(content)
                     else:
                         self._write_late(late, content)
-        self._saved_at = self._now()
+            # All ranks alike try again at the end of the run.
+            is_written = section.close(None, lambda said: is_written)
+        if is_written:
+            self._saved_at = self._now()
 
     def _write_late(self, late: Background, content: dict[str, Any]) -> None:
         """Copy now, and write when the best files of this moment are there."""
@@ -337,7 +345,7 @@ class LastCheckpoint:
 
         self._written = late.writer.submit(write)
 
-    def _write(self, content: dict[str, Any]) -> None:
+    def _write(self, content: dict[str, Any]) -> bool:
         """Replace the file, unless weights have become NaN or infinite in this run.
 
         The optimizer is not looked at: what is not finite there makes its weights so.
@@ -347,8 +355,8 @@ class LastCheckpoint:
             weights[f"averaged {state['name']}"] = state["model"]
         odd = sorted(not_finite(weights) - self._odd)
         if not odd:
-            self._saver(content, self._file)
-        elif not self._told_odd:
+            return self._put(content)
+        if not self._told_odd:
             self._told_odd = True
             state = content["eval_hook"]
             logger.warning(
@@ -356,6 +364,18 @@ class LastCheckpoint:
                 "them, so a restart goes on from before", state["name"], state["epoch"],
                 state["iteration"], ", ".join(odd[:3]) + ", …" * (len(odd) > 3), self._file,
             )  # fmt: skip
+
+        return True
+
+    def _put(self, content: Mapping[str, Any]) -> bool:
+        """Write the file, and return whether that was done; a failure may be no error."""
+        try:
+            self._saver(content, self._file)
+        except CheckpointError as error:
+            self._errors.failed(self._file, error)
+            return False
+        self._errors.written(self._file)
+        return True
 
     def _packed(self, state: dict[str, Any]) -> dict[str, Any]:
         """Return a hook's state with the long past of its history as the bytes of a text.

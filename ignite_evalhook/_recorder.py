@@ -145,7 +145,8 @@ class Recorder:
         def write_down(said: Sequence[Any]) -> tuple[Any, ...]:
             improved = tuple(m for m in outcome.verdict.improved if m not in failed)
             if plan.folder is not None:
-                plan.folder.append(_record(at, outcome, improved, outcome.seconds), run.id)
+                record = _record(at, outcome, improved, outcome.seconds)
+                plan.folder.append(record, run.history, run.id, follower.keeper.errors)
             return improved, outcome.seconds, follower.account()
 
         improved, seconds, account = section.close(None, write_down)

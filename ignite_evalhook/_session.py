@@ -235,6 +235,7 @@ class Session:
 
     def _let_go(self) -> None:
         if self.plan.folder is not None:
+            self.plan.folder.catch_up(self.history, self.run.id)
             self.plan.folder.release()
 
     @property
