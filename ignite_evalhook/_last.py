@@ -31,7 +31,7 @@ from ._storage_base import failure
 from ._team import Team
 from ._whole_state import check_fits, holds_state, unwrap, whole_states
 from ._writer import Writer
-from .exceptions import CheckpointError, StateError
+from .exceptions import CheckpointError, EvalHookError, StateError
 
 __all__: list[str] = []
 
@@ -159,6 +159,16 @@ class LastCheckpoint:
                 "has: out_dir must be a folder that all ranks share"
             )
         where = str(self._storage.path(self._file))
+        try:
+            self._load_from(checkpoint, where)
+        except Exception as error:
+            if isinstance(error, EvalHookError) and where in str(error):
+                raise
+            said = str(error) if isinstance(error, EvalHookError) else repr(error)
+            raise StateError(f"{where}: {said}") from error
+        return True
+
+    def _load_from(self, checkpoint: dict[str, Any], where: str) -> None:
         missing = [name for name in self._to_load if name not in checkpoint]
         if missing:
             raise StateError(
@@ -187,7 +197,6 @@ class LastCheckpoint:
         if "random" in checkpoint:
             self._random.load_state_dict(checkpoint["random"])
         self._loaded_at = self._now()
-        return True
 
     def _all(self) -> list[Attached]:
         """Return the hooks that the file is about: those named, and those attached by now."""

@@ -43,6 +43,7 @@ def go(folder: Path, epochs: int) -> None:
     hook, trainer = scripted(said, folder, model=model, save_best=["acc", "loss"], n_saved=2)
     hook.early_stopping(5)
     hook.attach(trainer)
+    scripted(said, model=model, name="other")[0].attach(trainer)
     hook.keep_last({"model": model, "optimizer": torch.optim.SGD(model.parameters(), lr=0.1)})
     trainer.run([0], max_epochs=3 if epochs == 3 else 4)
 
