@@ -253,7 +253,7 @@ class LastCheckpoint:
             for state in (*checkpoint.values(), *checkpoint.get("eval_hooks", {}).values()):
                 unpack(state, where)
             check_content(checkpoint)
-        except StateError:
+        except EvalHookError:
             raise
         except Exception as error:
             raise StateError(f"{where} is damaged: {error!r}; {advice}") from error

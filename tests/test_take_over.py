@@ -359,6 +359,21 @@ def test_weights_of_another_shape_are_refused(old: Path, tmp_path: Path) -> None
         take_over(Run(tmp_path / "new", []).hook, old / "latest.pth")
 
 
+@pytest.mark.parametrize(
+    "content",
+    [{"state_dict": 3}, {"state_dict": [1.0]}, {"state_dict": {"weight": 1.0}},
+     {"state_dict": {"weight": torch.zeros(1, 1), 3: torch.zeros(1)}}, [1], {}],
+)  # fmt: skip
+def test_a_best_that_holds_something_else_is_refused_with_its_name(
+    content: Any, old: Path, tmp_path: Path
+) -> None:
+    torch.save(content, old / "best_mAP_epoch_2.pth")
+    hook = Run(tmp_path / "new", []).hook
+    with pytest.raises((ValueError, CheckpointError), match=r"old.best_mAP_epoch_2\.pth"):
+        take_over(hook, old / "latest.pth")
+    assert hook.best is None
+
+
 def test_another_metric_is_refused(old: Path, tmp_path: Path) -> None:
     words = r"the old run followed \['mAP'\], the hook follows \['accuracy'\]"
     with pytest.raises(ValueError, match=words):
