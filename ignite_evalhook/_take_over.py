@@ -134,6 +134,7 @@ def _state(
         **state,
         "epoch": run.epoch,
         "iteration": run.iteration,
+        "into": None,  # the epoch is what Ignite makes of the iterations
         "history": _history(bests).to_list(),
     }
 
