@@ -17,7 +17,7 @@ from ._values import remember_values
 
 __all__ = ["StateSnapshot", "inner_items", "is_users"]
 
-_LARGE = 16 << 20  # bytes of a tensor beyond which it is not copied
+_ROOM = 16 << 20  # bytes of tensors that are copied; larger ones are watched
 _MANY = 1000  # items of a container beyond which none is looked at
 _CODE = (type, ModuleType, FunctionType, BuiltinFunctionType, MethodType, nn.Module)
 _PACKAGES = frozenset({"ignite", "numpy", "torch", "torchmetrics"}) | sys.stdlib_module_names
@@ -28,20 +28,22 @@ class StateSnapshot:
 
     def __init__(self, items: Sequence[Any]) -> None:
         self._attributes = AttributeSnapshot(items)
-        self._tensors = self._attributes.tensors
-        small = [tensor for tensor in self._tensors if tensor.nbytes <= _LARGE]
-        self._put_values_back = remember_values(small)
-        self._versions = [
-            (tensor, tensor._version)
-            for tensor in self._tensors
-            if tensor.nbytes > _LARGE and not tensor.is_inference()
-        ]
+        self._tensors = [t for t in self._attributes.tensors if t.layout is torch.strided]
+        copied, room = [], _ROOM
+        self._versions: list[tuple[torch.Tensor, int]] = []
+        for tensor in sorted(self._tensors, key=lambda tensor: tensor.nbytes):
+            if tensor.nbytes <= room:
+                copied.append(tensor)
+                room -= tensor.nbytes
+            elif not tensor.is_inference():
+                self._versions.append((tensor, tensor._version))
+        self._put_values_back = remember_values(copied)
 
     def put_back(self) -> torch.Tensor | None:
         """Put everything back.
 
         Returns:
-            A tensor that has changed and was too large to be copied; ``None`` if there is none.
+            A tensor that has changed and was not copied; ``None`` if there is none.
         """
         self._attributes.restore()
         self._put_values_back()

@@ -207,6 +207,21 @@ def test_a_large_tensor_that_is_changed_is_refused_by_name() -> None:
         over_ranks(Big, [1, 1], 2)
 
 
+def test_of_many_tensors_only_some_are_copied() -> None:
+    class Holding:
+        def __init__(self) -> None:
+            self.rows = [torch.zeros(1 << 20) for _ in range(9)]  # 36 MiB
+            self.sum = torch.zeros(())
+
+    holding = Holding()
+    snapshot = StateSnapshot([holding])
+    for tensor in (holding.sum, *holding.rows):
+        tensor += 1
+    assert snapshot.put_back() is not None
+    assert holding.sum == 0.0
+    assert sum(float(row[0]) for row in holding.rows) == 6.0  # three fit, beside the sum
+
+
 def test_a_snapshot_puts_back_what_is_the_users() -> None:
     class Helper:
         def __init__(self) -> None:
@@ -374,6 +389,13 @@ def evaluate(rank: int, batches: int) -> dict[str, Any]:
     Reducing().attach(evaluator, "mean")
     im.EpochMetric(lambda p, y: p.tolist(), check_compute_fn=False,
                    output_transform=lambda x: (x, x)).attach(evaluator, "order")  # fmt: skip
+    if hasattr(im, "fairness"):  # each batch is of one group, so that ranks see one of two only
+        im.fairness.SubgroupMetric(
+            im.Precision(average=False), [0, 1, 9],
+            output_transform=lambda x: (torch.eye(5)[x.long()], x.long(), x.long() % 2),
+        ).attach(evaluator, "groups")  # fmt: skip
+    ((im.Recall(average=True, output_transform=lambda x: (torch.eye(5)[x.long()], x.long()))
+      + 1) * 2).attach(evaluator, "composed")  # fmt: skip
     data = [torch.tensor([float(number)]) for number in range(batches)]
     return EvalHook(data, evaluator, model=torch.nn.Linear(1, 1)).evaluate(track=False).metrics
 
@@ -384,8 +406,9 @@ def test_large_counts_are_reduced_together_also_by_ranks_that_have_none(batches:
     assert expected["order"] == [float(number) for number in range(batches)]
     for found in on_ranks(3, evaluate, batches):
         assert found["mean"] == pytest.approx(expected["mean"])
-        for name, value in expected.items():
-            if name.startswith("SUM") or name == "order":
-                assert found[name] == value
-            elif name.startswith("MAX"):
+        assert found["groups"] == expected["groups"]
+        for name in ("order", "composed", *(name for name in expected if str(name)[:3] == "SUM")):
+            assert found[name] == expected[name]
+        for name in expected:
+            if str(name).startswith("MAX"):
                 assert found[name] == list(range(1, batches + 1)) + [0] * (5 - batches)

@@ -17,6 +17,7 @@ from ignite.exceptions import NotComputableError
 from torch import Tensor
 
 from helpers.over_ranks import over_ranks, value_over
+from helpers.ranks import on_ranks
 from ignite_evalhook import EvalHook, create_evaluator
 from ignite_evalhook._reductions import same
 from ignite_evalhook._refused_metrics import check_exact
@@ -418,6 +419,25 @@ def test_the_number_of_updates_is_that_of_all_ranks() -> None:
     batches = [torch.tensor(float(i)) for i in range(5)]
     for world in WORLDS:
         assert over(Counting, batches, world) == 2.0
+
+
+def evaluate(rank: int) -> dict[str, Any]:
+    torch.manual_seed(0)
+    outputs = [scores(n) for n in DATA[1]]
+    evaluator = Engine(lambda engine, batch: batch)
+    for name, item in (("all", collection()), ("auc", tc.BinaryAUROC()), ("mse", tr.R2Score())):
+        as_ignite_metric(item).attach(evaluator, name)
+    hook = EvalHook(outputs, evaluator, model=torch.nn.Linear(1, 1))
+    return hook.evaluate(track=False).metrics
+
+
+@pytest.mark.parametrize("world", [3, 9])
+def test_on_real_ranks_it_is_exact_too(world: int) -> None:
+    expected = evaluate(0)
+    assert list(expected) == ["val_acc", "val_auc", "val_f1", "val_strict", "auc", "mse"]
+    for found in on_ranks(world, evaluate):
+        assert found == pytest.approx(expected, rel=1e-6)
+        assert all(found[name] == value for name, value in expected.items() if name != "mse")
 
 
 # -- what is refused ------------------------------------------------------------------------------
