@@ -89,6 +89,7 @@ class AskedMetrics:
         size: int,
         reduce: Callable[[torch.Tensor, str], None] | None = None,
     ) -> None:
+        self._metrics = metrics
         self._rank = rank
         self._reduce = reduce
         attached = set(map(id, metrics.values()))
@@ -119,9 +120,10 @@ class AskedMetrics:
                 if isinstance(asked.unit.target, Metric)
             ]
 
-    def value(self, name: str) -> Any:
-        """Return the value of a metric over all ranks, or raise what its computation raised."""
-        return self._asked[name].take()
+    def answer_for_all(self) -> None:
+        """Let ``compute()`` of each metric return its value over the ranks, until :meth:`close`."""
+        for name, metric in self._metrics.items():
+            vars(metric)["compute"] = self._asked[name].take
 
     def refuse_unreduced(self) -> None:
         """Refuse metrics that would never ask other ranks, after a batch that was for trial.
@@ -285,6 +287,8 @@ class AskedMetrics:
             end()
         for asked in self._asked.values():
             asked.put_lists_back()
+        for metric in self._metrics.values():
+            vars(metric).pop("compute", None)
 
     # -- on rank 0 --------------------------------------------------------------------------------
 

@@ -6,9 +6,7 @@ ranks meet for it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -67,7 +65,6 @@ class Pool:
         self._asked = AskedMetrics(self._metrics, team.rank, team.size, team_reduce(team))
         self._shared = batches.numbers() is not None
         self._kept: list[Any] = []  # in lockstep, a batch to go through again
-        self._answers = ExitStack()
 
     def before_batch(self, batch: Any) -> int | None:
         """Get ready for a batch; see whether another rank has failed meanwhile.
@@ -148,11 +145,7 @@ class Pool:
         while not self._asked.done:
             words = self._asked.say(self._batches.seen)
             self._asked.hear(self._section.meet("metrics ask", words, self._asked.decide))
-        # From now on each metric's compute() returns what all ranks were told.
-        computes = {
-            metric: partial(self._asked.value, name) for name, metric in self._metrics.items()
-        }
-        self._answers.enter_context(answers(computes))
+        self._asked.answer_for_all()
 
     def _bring_together(self, reports: Sequence[Mapping[str, Any]]) -> tuple[Any, ...]:
         check_same_data([report["total"] for report in reports])
@@ -179,7 +172,6 @@ class Pool:
     def close(self) -> None:
         """Let the metrics compute by themselves again."""
         self._asked.close()
-        self._answers.close()
 
 
 def team_reduce(team: Team) -> Callable[[torch.Tensor, str], None]:
@@ -189,18 +181,6 @@ def team_reduce(team: Team) -> Callable[[torch.Tensor, str], None]:
         dist.all_reduce(tensor, getattr(dist.ReduceOp, op), group=team.group)
 
     return reduce
-
-
-@contextmanager
-def answers(values: Mapping[Metric, Callable[[], Any]]) -> Iterator[None]:
-    """Replace ``compute`` of some metrics for the time of the body."""
-    try:
-        for metric, compute in values.items():
-            metric.__dict__["compute"] = compute
-        yield
-    finally:
-        for metric in values:
-            metric.__dict__.pop("compute", None)
 
 
 def check_same_data(totals: Sequence[int | None]) -> None:

@@ -1,17 +1,15 @@
-"""Reduce, join and compare what several ranks have.  Pure: values in, values out."""
+"""Reduce and join what several ranks have.  Pure: values in, values out."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from functools import reduce
-from numbers import Number
-from pathlib import Path
 from typing import Any
 
 import torch
 
-__all__ = ["OPERATIONS", "joined", "reduced", "same"]
+__all__ = ["OPERATIONS", "joined", "reduced"]
 
 
 def reduced(values: Sequence[Any], op: str) -> Any:
@@ -66,23 +64,3 @@ def joined(values: Sequence[torch.Tensor]) -> torch.Tensor:
     """Return the rows of all tensors, which may have different numbers of them."""
     rows = [value.unsqueeze(0) if value.ndim == 0 else value for value in values]
     return torch.cat([row.to(rows[0].device) for row in rows], dim=0)
-
-
-def same(left: Any, right: Any) -> bool:
-    """Return whether two results are equal; NaN equals NaN, unknown objects equal each other."""
-    if isinstance(left, torch.Tensor) and isinstance(right, torch.Tensor):
-        if left.shape != right.shape or left.dtype != right.dtype:
-            return False
-        unequal = (left != right) & ~((left != left) & (right != right))
-        return not bool(unequal.any())
-    if isinstance(left, dict) and isinstance(right, dict):
-        return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
-    if isinstance(left, (list, tuple)) and isinstance(right, (list, tuple)):
-        return len(left) == len(right) and all(map(same, left, right))
-    if isinstance(left, _COMPARED) and isinstance(right, _COMPARED):
-        return bool(left == right) or (left != left and right != right)
-    known = (torch.Tensor, dict, list, tuple, *_COMPARED)
-    return not isinstance(left, known) and not isinstance(right, known)
-
-
-_COMPARED = (Number, str, bytes, Path, type(None))

@@ -35,10 +35,10 @@ from ignite.metrics import Metric, MetricsLambda
 from ignite.metrics.metric import sync_all_reduce
 from torch import Tensor, nn
 
-from helpers.over_ranks import over_ranks, value_over
+from helpers.over_ranks import over_ranks, same, value_over
 from ignite_evalhook._dataset_order import in_dataset_order
 from ignite_evalhook._metric_units import inner_metrics
-from ignite_evalhook._reductions import reduced, same
+from ignite_evalhook._reductions import reduced
 from ignite_evalhook._refused_metrics import check_exact
 from ignite_evalhook._stand_in import no_collectives
 from ignite_evalhook.exceptions import EvaluationError

@@ -16,10 +16,9 @@ from ignite.engine import Engine, Events
 from ignite.exceptions import NotComputableError
 from torch import Tensor
 
-from helpers.over_ranks import over_ranks, value_over
+from helpers.over_ranks import over_ranks, same, value_over
 from helpers.ranks import on_ranks
 from ignite_evalhook import EvalHook, create_evaluator
-from ignite_evalhook._reductions import same
 from ignite_evalhook._refused_metrics import check_exact
 from ignite_evalhook._torchmetrics import TorchMetric, as_ignite_metric, is_torchmetric
 from ignite_evalhook.exceptions import EvaluationError

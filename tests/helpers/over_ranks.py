@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from numbers import Number
+from pathlib import Path
 from typing import Any
 
+import torch
 from ignite.metrics import Metric
 
 from ignite_evalhook._asking import AskedMetrics
@@ -65,10 +68,34 @@ def value_over(
         if ranks[0].done:
             break
     assert all(rank.done for rank in ranks)
-    return ranks[0].value(name)
+    ranks[0].answer_for_all()
+    try:
+        return metrics[0].compute()
+    finally:
+        ranks[0].close()
 
 
 def sent(value: Any) -> Any:
     """Return a value as it arrives on another rank."""
     packed = pack(value)
     return unpack(packed.head, packed.payload())
+
+
+def same(left: Any, right: Any) -> bool:
+    """Return whether two results are equal; NaN equals NaN, unknown objects equal each other."""
+    if isinstance(left, torch.Tensor) and isinstance(right, torch.Tensor):
+        if left.shape != right.shape or left.dtype != right.dtype:
+            return False
+        unequal = (left != right) & ~((left != left) & (right != right))
+        return not bool(unequal.any())
+    if isinstance(left, dict) and isinstance(right, dict):
+        return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
+    if isinstance(left, (list, tuple)) and isinstance(right, (list, tuple)):
+        return len(left) == len(right) and all(map(same, left, right))
+    if isinstance(left, _COMPARED) and isinstance(right, _COMPARED):
+        return bool(left == right) or (left != left and right != right)
+    known = (torch.Tensor, dict, list, tuple, *_COMPARED)
+    return not isinstance(left, known) and not isinstance(right, known)
+
+
+_COMPARED = (Number, str, bytes, Path, type(None))
