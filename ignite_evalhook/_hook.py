@@ -89,7 +89,7 @@ class EvalHook:
     """Evaluate while training, keep the best checkpoint, stop early.
 
     The hook is right on any number of processes: construct and attach it on every rank alike.
-    Each rank evaluates its share of the batches; rank 0 computes, decides and writes files, and
+    Each rank evaluates its share of the batches; rank 0 decides and writes files, and
     tells all.  :class:`DistEvalHook` is the same under MMCV's name.
 
     Args:
