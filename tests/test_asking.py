@@ -21,7 +21,7 @@ from ignite.metrics.metric import sync_all_reduce
 from torch import Tensor
 
 from helpers.over_ranks import over_ranks
-from helpers.ranks import on_ranks
+from helpers.ranks import die, on_ranks
 from ignite_evalhook import EvalHook
 from ignite_evalhook._answers import (
     Again,
@@ -412,3 +412,27 @@ def test_large_counts_are_reduced_together_also_by_ranks_that_have_none(batches:
         for name in expected:
             if str(name).startswith("MAX"):
                 assert found[name] == list(range(1, batches + 1)) + [0] * (5 - batches)
+
+
+class Dying(Sum):
+    """Kills rank 1 when it computes for the second time, knowing an answer."""
+
+    def compute(self) -> Any:
+        first: Any = idist.all_reduce(self._sum.clone())
+        if idist.get_rank() == 1 and first is not None:
+            die()
+        return idist.all_reduce(first).tolist()
+
+
+def evaluate_dying(rank: int) -> None:
+    evaluator = Engine(lambda engine, batch: batch)
+    Dying().attach(evaluator, "x")
+    EvalHook([torch.ones(1)] * 4, evaluator, model=torch.nn.Linear(1, 1)).evaluate(track=False)
+
+
+def test_a_rank_that_dies_while_it_asks_ends_the_others() -> None:
+    first, dead, last = on_ranks(3, evaluate_dying, check=False)
+    assert dead.code == -9
+    for outcome in (first, last):
+        assert outcome.error[0] == "EvaluationError"
+        assert "rank 1 failed: ConnectionError" in outcome.error[1]
