@@ -147,6 +147,7 @@ def of_kind(kind: str, outputs: list[Any], repetitions: int, peers: bool) -> dic
 
 def meetings(repetitions: int) -> dict[str, list[float]]:
     """Return what one evaluation of a batch a rank costs, and one meeting of the ranks."""
+    torch.manual_seed(0)  # the same model and batches on each rank
     model = nn.Linear(8, 2)
     evaluator = create_evaluator(
         model, metrics={"accuracy": Accuracy()}, loss_fn=nn.CrossEntropyLoss()

@@ -77,7 +77,10 @@ class Whereabouts:
         """Return where training stands."""
         # Only while it runs: a run that raised leaves the event behind.
         running, event = is_running(trainer), trainer.last_event_name
-        cut_short = running and bool(trainer.should_terminate_single_epoch)
+        # One that is cut short by the end of the run is not over.
+        cut_short = (
+            running and not trainer.should_terminate and bool(trainer.should_terminate_single_epoch)
+        )
         return position(
             trainer.state,
             self._schedule,

@@ -478,7 +478,7 @@ def evaluated(rank: int, cases: Sequence[tuple[str, int, int, dict[str, Any]]]) 
     """Evaluate each case lazily and as a list; return what ``compute_metrics`` has seen."""
     found = []
     for step, size, batch_size, options in cases:
-        evaluator = create_evaluator(nn.Linear(1, 1), step=STEPS[step])
+        evaluator = create_evaluator(nn.Identity(), step=STEPS[step])
         for lazy in (True, False):
             kind = EvalHook if rank == 0 else DistEvalHook
             torch.manual_seed(rank)

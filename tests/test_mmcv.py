@@ -29,6 +29,13 @@ from ignite_evalhook._mmcv import create_mmcv_evaluator
 SIZE, CLASSES = 10, 5
 
 
+class Log:
+    """What outlives an evaluation: a list of the model's own would be put back."""
+
+    def __init__(self) -> None:
+        self.calls: list[dict[str, Any]] = []
+
+
 class Model(nn.Module):
     """Is right about the first ``quality`` of the samples, and returns results as a project does.
 
@@ -39,7 +46,11 @@ class Model(nn.Module):
         super().__init__()
         self.quality = nn.Parameter(torch.tensor(1.0))
         self.shape = shape
-        self.calls: list[dict[str, Any]] = []
+        self.log = Log()
+
+    @property
+    def calls(self) -> list[dict[str, Any]]:
+        return self.log.calls
 
     def forward(
         self, img: Tensor, img_metas: Any = None, return_loss: bool = True, **kwargs: Any
@@ -450,10 +461,14 @@ class Where(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(1))
-        self.got: dict[str, Any] = {}
+        self.log = Log()
+
+    @property
+    def got(self) -> dict[str, Any]:
+        return self.log.calls[-1]
 
     def forward(self, return_loss: bool = True, **batch: Any) -> list[int]:
-        self.got = batch
+        self.log.calls.append(batch)
         return [0, 0]
 
 

@@ -290,6 +290,7 @@ ENDINGS: list[tuple[dict[str, Any], str, int, list[int]]] = [
     ({"interval": 0.5}, "terminate_epoch", 5, [2, 4, 6, 8]),
     # A user who skips EPOCH_COMPLETED says that the epoch does not count.
     ({}, "terminate_epoch_skip", 6, [4, 10]),
+    ({}, "terminate_both", 6, [4]),
     # An interruption is no end.
     ({}, "interrupt", 6, [4, 8, 12]),
     ({}, "interrupt", 8, [4, 8, 12]),
@@ -304,10 +305,11 @@ def test_a_run_that_ends_otherwise_is_evaluated_after_these_iterations(
     options: dict[str, Any], how: str, at: int, iterations: list[int]
 ) -> None:
     trainer, hook, seen = make(**options)
-    actions: dict[str, Callable[[], None]] = {
+    actions: dict[str, Callable[[], object]] = {
         "terminate": trainer.terminate,
         "terminate_skip": lambda: trainer.terminate(skip_completed=True),
         "terminate_epoch": trainer.terminate_epoch,
+        "terminate_both": lambda: (trainer.terminate_epoch(), trainer.terminate()),
         "terminate_epoch_skip": lambda: trainer.terminate_epoch(skip_epoch_completed=True),
         "interrupt": trainer.interrupt,
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, create_supervised_trainer
 from ignite.metrics import ROC_AUC, Metric
@@ -41,8 +42,8 @@ class Scripted(Metric):
         """Ignore a batch."""
 
     def compute(self) -> float:
-        """Return what the script says."""
-        return self.run.said()[self.name]
+        """Return what the script says, on average over the ranks."""
+        return idist.all_reduce(self.run.said()[self.name]) / idist.get_world_size()
 
 
 def fit(run: Run) -> dict[str, Path | None]:
