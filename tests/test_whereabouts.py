@@ -88,13 +88,15 @@ def test_an_epoch_is_completed_by_its_length_also_off_the_grid(
     assert whereabouts.is_due(trainer) is due
 
 
-def test_a_run_that_raised_stands_after_the_iteration_it_counts() -> None:
+def test_a_run_that_raised_stands_after_the_iteration_it_counts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def step(engine: Engine, batch: int) -> None:
         if batch == 2:
             raise RuntimeError("boom")
 
     trainer = Engine(step)
-    trainer.logger.disabled = True
+    monkeypatch.setattr(trainer.logger, "disabled", True)  # one logger for all engines
     with pytest.raises(RuntimeError, match="boom"):
         trainer.run([0, 1, 2])
     assert trainer.last_event_name is Events.ITERATION_STARTED
