@@ -14,8 +14,8 @@ from ignite.engine import Engine
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from helpers.private import _OPTIONS, options_of
 from ignite_evalhook import EvalHook, Schedule, add_eval_args, create_evaluator
-from ignite_evalhook._args import _OPTIONS, options_of
 
 LOADER = DataLoader(TensorDataset(torch.ones(4, 2), torch.ones(4, 1)), batch_size=2)
 

@@ -21,22 +21,27 @@ from ignite.metrics.metric import sync_all_reduce
 from torch import Tensor
 
 from helpers.over_ranks import over_ranks
-from helpers.ranks import die, on_ranks
-from ignite_evalhook import EvalHook
-from ignite_evalhook._answers import (
+from helpers.private import (
     Again,
     Answer,
     Answers,
+    Holder,
+    InexactError,
     Large,
+    ListMarks,
+    Question,
+    Questions,
     Raised,
     Reduce,
+    StateSnapshot,
     Unable,
     Value,
     decide,
+    inner_items,
+    is_users,
 )
-from ignite_evalhook._asking_rank import InexactError, Question, Questions
-from ignite_evalhook._list_marks import Holder, ListMarks
-from ignite_evalhook._state_snapshot import StateSnapshot, inner_items, is_users
+from helpers.ranks import die, on_ranks
+from ignite_evalhook import EvalHook
 from ignite_evalhook.exceptions import EvaluationError
 
 LARGE = Large((1000, 1000), torch.int64)

@@ -21,6 +21,7 @@ import torch
 from ignite.engine import Engine, Events
 from torch import nn
 
+from helpers.private import LocalStorage, _folder, wait_for_writers
 from helpers.ranks import on_ranks
 from helpers.resume_runs import Bomb, Killed, Run, Setup, outcome
 from helpers.scripted import best_files, counter, scripted, step_in
@@ -30,12 +31,9 @@ from ignite_evalhook import (
     EvalEvents,
     EvalHook,
     EvaluationError,
-    _folder,
     find_best,
     load_best,
 )
-from ignite_evalhook._storage import LocalStorage
-from ignite_evalhook._writer import wait_for_writers
 
 DEADLINE = 60.0  # seconds until a test that hangs fails
 
@@ -521,7 +519,7 @@ def test_a_process_that_ends_with_an_exception_ends_with_a_complete_file(tmp_pat
         import torch
         from ignite.engine import Engine, Events
         from ignite_evalhook import BestCheckpoint, EvalHook
-        from ignite_evalhook._storage import LocalStorage
+        from helpers.private import LocalStorage
 
         opened, real = threading.Event(), LocalStorage.write
 

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+from helpers.private import inside_autocast, quiet
 from ignite_evalhook import EvalHook, ValLoss, create_evaluator
-from ignite_evalhook._autocast import inside_autocast
-from ignite_evalhook._quiet import quiet
 
 BATCHES, BATCH, WEIGHTS = 5, 4, 4
 X = torch.randn(BATCHES * BATCH, 8, generator=torch.Generator().manual_seed(0))

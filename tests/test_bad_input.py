@@ -17,13 +17,13 @@ from ignite.handlers import Checkpoint, DiskSaver
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from helpers.private import FOREIGN
 from ignite_evalhook import (
     BestCheckpoint,
     EvalHook,
     RuleInferenceError,
     create_evaluator,
 )
-from ignite_evalhook._arguments import FOREIGN
 
 DATASET = TensorDataset(torch.ones(4, 2), torch.tensor([0, 1, 0, 1]))
 LOADER = DataLoader(DATASET, batch_size=2)

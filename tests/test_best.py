@@ -14,16 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers.private import KEEP_ALL, Rule, Target, as_score, describe_distance, legal, legal_names
 from ignite_evalhook import Best
-from ignite_evalhook._best import (
-    KEEP_ALL,
-    Target,
-    as_score,
-    describe_distance,
-    legal,
-    legal_names,
-)
-from ignite_evalhook._rules import Rule
 
 GREATER, LESS = Rule.GREATER, Rule.LESS
 NAN, INF = math.nan, math.inf

@@ -18,6 +18,7 @@ from ignite.engine import Engine, Events
 from ignite.handlers import DiskSaver
 from ignite.handlers.checkpoint import CheckpointEvents
 
+from helpers.private import LocalStorage
 from helpers.scripted import best_files, best_json, counter, run, scripted, step_in
 from ignite_evalhook import (
     BestCheckpoint,
@@ -27,7 +28,6 @@ from ignite_evalhook import (
     find_best,
     load_best,
 )
-from ignite_evalhook._storage import LocalStorage
 
 NEEDS_ROOM = ("open", "write", "fsync", "replace", "link", "mkdir")
 CALLS = (*NEEDS_ROOM, "close", "unlink", "ftruncate")

@@ -20,6 +20,7 @@ from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader, Subset, SubsetRandomSampler, TensorDataset
 
+from helpers.private import PACKED, _ended, not_finite
 from helpers.resume_runs import plain
 from ignite_evalhook import (
     BestCheckpoint,
@@ -30,9 +31,6 @@ from ignite_evalhook import (
     create_evaluator,
     find_best,
 )
-from ignite_evalhook._finite import not_finite
-from ignite_evalhook._history import PACKED
-from ignite_evalhook._session import _ended
 
 
 @pytest.fixture(autouse=True)

@@ -50,6 +50,7 @@ from torch.utils.data import (
     TensorDataset,
 )
 
+from helpers.private import _wire, apart
 from helpers.ranks import die, on_ranks
 from ignite_evalhook import (
     DistEvalHook,
@@ -57,11 +58,9 @@ from ignite_evalhook import (
     EvalHook,
     EvaluationError,
     ValLoss,
-    _wire,
     create_evaluator,
     shard_batches,
 )
-from ignite_evalhook._loading import apart
 
 WORLDS = (2, 3, 4)
 CLASSES = 3

@@ -222,7 +222,7 @@ class Run:
             self.trap("context exit")
 
     def _spy_on_disk(self) -> None:
-        from ignite_evalhook import _storage_local
+        from helpers.private import _storage_local
 
         trap, write, append = self.trap, _storage_local._write_new, _storage_local._append
 
@@ -807,7 +807,7 @@ def test_a_killed_rank_ends_the_others_and_the_best_stays(
 
 def wait_for_rank_0(rank: int, folder: Path) -> Any:
     """Let rank 0 compute until the others have waited for longer than the timeout."""
-    from ignite_evalhook import _waiting
+    from helpers.private import _waiting
 
     computing, looked = folder.with_name("computing"), folder.with_name("looked")
     absent = _waiting.Watch._absent

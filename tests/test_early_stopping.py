@@ -16,6 +16,7 @@ from ignite.engine import Engine, Events
 from ignite.handlers import EarlyStopping
 from torch import nn
 
+from helpers.private import SafeEarlyStopping
 from helpers.scripted import counter, run, scripted
 from ignite_evalhook import (
     EvalEvents,
@@ -24,7 +25,6 @@ from ignite_evalhook import (
     create_evaluator,
     find_best,
 )
-from ignite_evalhook._early_stopping import SafeEarlyStopping
 
 NAN, INF = math.nan, math.inf
 

@@ -28,6 +28,7 @@ from helpers.openmmlab_configs import (
     TOP_1_5,
     Line,
 )
+from helpers.private import eval_hook_from_config
 from ignite_evalhook import (
     BestCheckpoint,
     EvalHook,
@@ -36,7 +37,6 @@ from ignite_evalhook import (
     create_evaluator,
     infer_rule,
 )
-from ignite_evalhook._eval_config import eval_hook_from_config
 
 SAMPLES = 4
 

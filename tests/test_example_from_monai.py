@@ -16,8 +16,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from helpers.over_ranks import over_ranks
+from helpers.private import check_exact
 from ignite_evalhook import EvalRecord, History, load_best
-from ignite_evalhook._refused_metrics import check_exact
 
 pytest.importorskip("monai")
 

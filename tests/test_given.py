@@ -29,11 +29,9 @@ from torch.utils.data import (
     TensorDataset,
 )
 
+from helpers.private import WEIGHTS, Given, check_alike, data_of, fingerprint, held_indices, weigh
 from helpers.ranks import on_ranks
 from ignite_evalhook import EvalHook, EvaluationError, create_evaluator
-from ignite_evalhook._alike import WEIGHTS, Given, check_alike
-from ignite_evalhook._fingerprint import fingerprint, held_indices, weigh
-from ignite_evalhook._given_data import data_of
 
 # -- fingerprints ---------------------------------------------------------------------------------
 

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from helpers.golden_runs import ROWS, Run
+from helpers.private import main
 from ignite_evalhook import EvalHook, History, find_best, load_best
-from ignite_evalhook.__main__ import main
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
 VERSIONS = sorted(path.name for path in GOLDEN.iterdir())

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers.private import parse_lines
 from ignite_evalhook import EvalRecord, History
-from ignite_evalhook._history import parse_lines
 
 FIRST = EvalRecord(1, 4, {"loss": 0.5, "note": "früh", "iou": [0.25, 1.0]}, ("loss",), True, 7, 0.5)
 SECOND = EvalRecord(2, 8, {"loss": 0.75, "note": "spät", "iou": [0.5, 1.0]}, (), False, 7, 1.25)

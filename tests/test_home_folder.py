@@ -10,9 +10,9 @@ import pytest
 import torch
 from ignite.engine import Engine
 
+from helpers.private import main
 from helpers.scripted import counter, run
 from ignite_evalhook import BestCheckpoint, History, find_best, load_best
-from ignite_evalhook.__main__ import main
 from ignite_evalhook.openmmlab import read_old_run
 
 

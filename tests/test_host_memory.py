@@ -11,9 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ignite_evalhook import _host_memory
-from ignite_evalhook._host_memory import HostMemory, length_of, opened
-from ignite_evalhook._packing import JOINABLE
+from helpers.private import JOINABLE, HostMemory, _host_memory, length_of, opened
 
 
 @pytest.mark.parametrize("dtype", sorted(JOINABLE, key=str))

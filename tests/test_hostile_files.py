@@ -22,10 +22,9 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from helpers.private import main, read_old_run
 from helpers.scripted import counter, scripted
 from ignite_evalhook import History, find_best, load_best
-from ignite_evalhook.__main__ import main
-from ignite_evalhook._old_run import read_old_run
 from ignite_evalhook.exceptions import EvalHookError
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="links, pipes and devices")

@@ -27,8 +27,8 @@ from ignite.metrics import Accuracy
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler
 
+from helpers.private import apart
 from ignite_evalhook import EvalEvents, EvalHook, create_evaluator
-from ignite_evalhook._loading import apart
 
 SAMPLES, BATCH = 20, 4  # five iterations in an epoch
 

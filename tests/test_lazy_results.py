@@ -18,11 +18,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from helpers.private import LazyResults, ResultCollector, _results, pack, unpack
 from helpers.ranks import on_ranks
-from ignite_evalhook import DistEvalHook, EvalHook, _results, create_evaluator
-from ignite_evalhook._lazy_results import LazyResults
-from ignite_evalhook._packing import pack, unpack
-from ignite_evalhook._results import ResultCollector
+from ignite_evalhook import DistEvalHook, EvalHook, create_evaluator
 
 T = torch.tensor
 

@@ -8,9 +8,7 @@ from typing import Any
 
 import pytest
 
-from ignite_evalhook._best import Target
-from ignite_evalhook._leaders import Leader, improved, without_lost
-from ignite_evalhook._rules import Rule
+from helpers.private import Leader, Rule, Target, improved, without_lost
 
 ACC, LOSS = Target("acc", Rule.GREATER), Target("loss", Rule.LESS)
 OLD, NEW = Leader(0.5, 1, 10), Leader(0.7, 3, 30)

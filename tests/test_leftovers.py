@@ -13,10 +13,9 @@ import pytest
 import torch
 from ignite.handlers import DiskSaver
 
+from helpers.private import FsspecStorage, Leftovers, LocalStorage, Storage, open_storage, read_note
 from helpers.scripted import best_files, counter, run, scripted
 from ignite_evalhook import BestCheckpoint
-from ignite_evalhook._leftovers import Leftovers, read_note
-from ignite_evalhook._storage import FsspecStorage, LocalStorage, Storage, open_storage
 from ignite_evalhook.exceptions import CheckpointError
 
 NOTE = ".val.leftovers.json"

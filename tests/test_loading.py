@@ -19,8 +19,8 @@ from torch.utils.data import (
 )
 
 from helpers.datasets import Numbers, Stream
+from helpers.private import Batches, batch_indices, draw_order, plan_batches, with_order
 from ignite_evalhook import EvaluationError
-from ignite_evalhook._loading import Batches, batch_indices, draw_order, plan_batches, with_order
 
 
 class Unsized:

@@ -13,9 +13,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from ignite_evalhook import _flock, _lock
-from ignite_evalhook._lock import FolderLock
-from ignite_evalhook._storage import LocalStorage, open_storage
+from helpers.private import FolderLock, LocalStorage, _flock, _lock, open_storage
 from ignite_evalhook.exceptions import CheckpointError, StateError
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="fork and signals")

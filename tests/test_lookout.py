@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ignite_evalhook._lookout import NEVER, Answer, Lookout
-from ignite_evalhook._schedule import Schedule
+from helpers.private import NEVER, Lookout, Schedule
+from helpers.private import Answer_of_lookout as Answer
 
 MINUTE = timedelta(minutes=1)
 

@@ -16,10 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
 
+from helpers.private import LossMeter, as_val_loss
 from helpers.ranks import on_ranks
 from ignite_evalhook import EvalHook, ValLoss, create_evaluator
-from ignite_evalhook._loss_weight import as_val_loss
-from ignite_evalhook._val_loss import LossMeter
 
 Batch = tuple[Tensor, Tensor]
 

@@ -10,8 +10,8 @@ import pytest
 from ignite.engine import Engine
 from torch import nn
 
+from helpers.private import main
 from ignite_evalhook import EvalHook, EvalRecord
-from ignite_evalhook.__main__ import main
 
 SCORES = [0.25, 0.5, 0.375]
 ROWS = [EvalRecord(epoch, iteration, {"acc": 0.5}) for epoch, iteration in ((2, 4), (1, 2))]

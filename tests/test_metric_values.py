@@ -20,9 +20,9 @@ from ignite.engine import Engine, Events
 from ignite.metrics import ConfusionMatrix
 from torch import nn
 
+from helpers.private import to_compare, to_record, to_state
 from helpers.ranks import on_ranks
 from ignite_evalhook import EvalHook, History, create_evaluator
-from ignite_evalhook._metric_values import to_compare, to_record, to_state
 from ignite_evalhook.exceptions import EvaluationError
 
 

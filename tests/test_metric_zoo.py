@@ -36,11 +36,7 @@ from ignite.metrics.metric import sync_all_reduce
 from torch import Tensor, nn
 
 from helpers.over_ranks import over_ranks, same, value_over
-from ignite_evalhook._dataset_order import in_dataset_order
-from ignite_evalhook._metric_units import inner_metrics
-from ignite_evalhook._reductions import reduced
-from ignite_evalhook._refused_metrics import check_exact
-from ignite_evalhook._stand_in import no_collectives
+from helpers.private import check_exact, in_dataset_order, inner_metrics, no_collectives, reduced
 from ignite_evalhook.exceptions import EvaluationError
 
 PAGE = Path(__file__).parents[1] / "docs" / "metrics.md"

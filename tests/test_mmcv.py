@@ -22,9 +22,9 @@ from ignite.metrics import Average
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSampler, default_collate
 
+from helpers.private import create_mmcv_evaluator
 from helpers.ranks import on_ranks
 from ignite_evalhook import DistEvalHook, EvalHook, EvaluationError, ValLoss
-from ignite_evalhook._mmcv import create_mmcv_evaluator
 
 SIZE, CLASSES = 10, 5
 

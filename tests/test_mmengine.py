@@ -28,12 +28,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from helpers.over_ranks import over_ranks, value_over
+from helpers.private import MMEngineMetric, create_mmengine_evaluator, create_mmengine_trainer
 from ignite_evalhook import EvalHook, EvaluationError, ValLoss, create_evaluator
-from ignite_evalhook._mmengine import (
-    MMEngineMetric,
-    create_mmengine_evaluator,
-    create_mmengine_trainer,
-)
 
 pytest.importorskip("mmengine")
 

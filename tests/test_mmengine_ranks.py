@@ -13,12 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from helpers.private import create_mmengine_evaluator, create_mmengine_trainer
 from helpers.ranks import on_ranks
 from ignite_evalhook import EvalHook
-from ignite_evalhook._mmengine import (
-    create_mmengine_evaluator,
-    create_mmengine_trainer,
-)
 
 pytest.importorskip("mmengine")
 

@@ -16,8 +16,8 @@ import torch
 from ignite.engine import Engine, Events
 from torch import Tensor, nn
 
+from helpers.private import AttributeSnapshot, all_modules
 from ignite_evalhook import EvalHook, create_evaluator
-from ignite_evalhook._attributes import AttributeSnapshot, all_modules
 
 LOSS = nn.MSELoss()
 

@@ -13,16 +13,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ignite_evalhook._moment import (
+from helpers.private import (
     START,
     Position,
+    Schedule,
     check_ever_due,
     is_due_here,
     is_due_on_takeover,
     position,
     total_iterations,
 )
-from ignite_evalhook._schedule import Schedule
 
 EPOCHS, ITERATIONS, QUARTERS = Schedule(1), Schedule(1, by_epoch=False), Schedule(0.25)
 HOUR = timedelta(hours=1)

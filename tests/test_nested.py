@@ -17,10 +17,10 @@ from torch import nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from helpers.private import MISSING, flat, look_up
 from helpers.ranks import on_ranks
 from helpers.scripted import run, scripted
 from ignite_evalhook import EvalHook, History, create_evaluator, find_best
-from ignite_evalhook._nested import MISSING, flat, look_up
 from ignite_evalhook.exceptions import EvaluationError
 
 RESULT: dict[str, Any] = {

@@ -24,10 +24,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ignite_evalhook import _packing
-from ignite_evalhook._gc_paused import gc_paused
-from ignite_evalhook._packed_file import read, write
-from ignite_evalhook._packing import Packed, pack, unpack
+from helpers.private import Packed, _packing, gc_paused, pack, read, unpack, write
 
 T = torch.tensor
 Pair = namedtuple("Pair", ["a", "b"])

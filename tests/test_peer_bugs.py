@@ -24,6 +24,7 @@ from ignite.metrics import Accuracy, MeanAbsoluteError
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from helpers.private import LocalStorage
 from helpers.scripted import best_files, best_json, counter, run, scripted, step_in
 from ignite_evalhook import (
     CheckpointError,
@@ -35,7 +36,6 @@ from ignite_evalhook import (
     find_best,
     infer_rule,
 )
-from ignite_evalhook._storage import LocalStorage
 
 NAN, INF = math.nan, math.inf
 

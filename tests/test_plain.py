@@ -21,8 +21,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ignite_evalhook import _plain
-from ignite_evalhook._plain import to_plain
+from helpers.private import _plain, to_plain
 
 Point = namedtuple("Point", "x y")
 

@@ -11,15 +11,16 @@ from typing import Any
 
 import pytest
 
-from ignite_evalhook import _private_folder
-from ignite_evalhook._flock import close
-from ignite_evalhook._packed_file import read, write
-from ignite_evalhook._packing import pack
-from ignite_evalhook._private_folder import (
+from helpers.private import (
+    _private_folder,
+    close,
     make_private_folder,
     open_new,
     open_ours,
+    pack,
+    read,
     remove_left_over,
+    write,
 )
 from ignite_evalhook.exceptions import EvaluationError
 

@@ -33,8 +33,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from ignite_evalhook import _rng
-from ignite_evalhook._quiet import quiet
+from helpers.private import _rng, quiet
 
 
 class BodyError(Exception):
@@ -948,7 +947,7 @@ import sys
 sys.modules["numpy"] = None  # torch would import it
 import random, torch
 from torch.utils.data import DataLoader
-from ignite_evalhook._quiet import quiet
+from helpers.private import quiet
 before = torch.get_rng_state(), random.getstate()
 model = torch.nn.BatchNorm1d(2)
 with quiet([model], DataLoader(torch.arange(4), shuffle=True)):

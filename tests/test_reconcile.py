@@ -6,10 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ignite_evalhook._best import Target
-from ignite_evalhook._reconcile import Reconciled, reconcile
-from ignite_evalhook._rules import Rule
-from ignite_evalhook._sidecar import Kept, Sidecar
+from helpers.private import Kept, Reconciled, Rule, Sidecar, Target, reconcile
 
 
 def kept(score: float, iteration: int, *, abandoned: bool = False) -> Kept:

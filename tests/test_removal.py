@@ -15,8 +15,8 @@ import pytest
 from ignite.engine import Engine
 from torch import nn
 
-from ignite_evalhook import EvalHook, _removal, _storage_local
-from ignite_evalhook._storage import LocalStorage
+from helpers.private import LocalStorage, _removal, _storage_local
+from ignite_evalhook import EvalHook
 from ignite_evalhook.exceptions import CheckpointError
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="fork, links")

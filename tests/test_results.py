@@ -15,9 +15,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers.private import ResultCollector, pack, rows, to_host, unpack
 from ignite_evalhook import EvaluationError
-from ignite_evalhook._packing import pack, unpack
-from ignite_evalhook._results import ResultCollector, rows, to_host
 
 Pair = namedtuple("Pair", ["a", "b"])
 T = torch.tensor

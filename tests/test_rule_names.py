@@ -14,7 +14,7 @@ from typing import NamedTuple
 import pytest
 
 from helpers.openmmlab_configs import RETURNED
-from ignite_evalhook._rules import PRESETS, infer_rule
+from helpers.private import PRESETS, infer_rule
 from ignite_evalhook.exceptions import RuleInferenceError
 
 

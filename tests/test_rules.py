@@ -10,18 +10,19 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from ignite_evalhook import _rules, exceptions
-from ignite_evalhook._rules import (
+from helpers.private import (
     DEFAULT_GREATER_KEYS,
     DEFAULT_LESS_KEYS,
     GREATER_WORDS,
     LESS_WORDS,
     PRESETS,
     Rule,
+    _rules,
     check_keys,
     infer_rule,
     match_rule,
 )
+from ignite_evalhook import exceptions
 
 GREATER, LESS = Rule.GREATER, Rule.LESS
 NAN, INF = math.nan, math.inf

@@ -8,9 +8,17 @@ from typing import Any
 
 import pytest
 
-from ignite_evalhook._history import EvalRecord, History
-from ignite_evalhook._moment import START, Position
-from ignite_evalhook._run import Run, RunState, check_same_standing, had_ended, put_back
+from helpers.private import (
+    START,
+    EvalRecord,
+    History,
+    Position,
+    Run,
+    RunState,
+    check_same_standing,
+    had_ended,
+    put_back,
+)
 from ignite_evalhook.exceptions import StateError
 
 

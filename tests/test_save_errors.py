@@ -13,10 +13,10 @@ import pytest
 import torch
 from ignite.engine import Engine, Events
 
+from helpers.private import Storage, open_storage
 from helpers.ranks import on_ranks
 from helpers.scripted import counter, scripted
 from ignite_evalhook import BestCheckpoint, EvalHook, History, find_best
-from ignite_evalhook._storage import Storage, open_storage
 from ignite_evalhook.exceptions import CheckpointError
 
 FULL: dict[str, Callable[[str], bool]] = {

@@ -17,9 +17,9 @@ from ignite.engine import Engine, Events
 from ignite.metrics import Accuracy, Precision, Recall
 from torch import nn
 
+from helpers.private import Team, _buffers, _wire
 from helpers.ranks import on_ranks
-from ignite_evalhook import EvalHook, _buffers, _wire, create_evaluator
-from ignite_evalhook._team import Team
+from ignite_evalhook import EvalHook, create_evaluator
 
 MESSAGE = 4096  # bytes; of what is short
 BATCH = (torch.eye(4), torch.arange(4))

@@ -16,8 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ignite_evalhook import _schedule
-from ignite_evalhook._schedule import Schedule
+from helpers.private import Schedule, _schedule
 
 MINUTE = timedelta(minutes=1)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ignite_evalhook._scores import ScoreReader, missing_words, problem_of
+from helpers.private import ScoreReader, missing_words, problem_of
 from ignite_evalhook.exceptions import EvaluationError
 
 

@@ -28,10 +28,17 @@ from torch.utils.data import (
 )
 
 from helpers.datasets import Numbers, Stream
-from ignite_evalhook import EvaluationError, _loading, _sharding
-from ignite_evalhook._loading import Batches, plan_batches
-from ignite_evalhook._order import Chunks, draw
-from ignite_evalhook._sharding import Turn, shard_batches
+from helpers.private import (
+    Batches,
+    Chunks,
+    Turn,
+    _loading,
+    _sharding,
+    draw,
+    plan_batches,
+    shard_batches,
+)
+from ignite_evalhook import EvaluationError
 
 SIZES, WORLDS, BATCH_SIZES = range(21), range(1, 6), range(1, 5)
 

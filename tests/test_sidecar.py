@@ -9,9 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ignite_evalhook._best import Target
-from ignite_evalhook._rules import Rule
-from ignite_evalhook._sidecar import Kept, Sidecar, is_foreign, prune, sort_entries
+from helpers.private import Kept, Rule, Sidecar, Target, is_foreign, prune, sort_entries
 
 ACC = Target("acc", Rule.GREATER)
 LOSS = Target("val_loss", Rule.LESS)

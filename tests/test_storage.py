@@ -19,8 +19,7 @@ import torch
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
-from ignite_evalhook import _storage_fsspec
-from ignite_evalhook._storage import FsspecStorage, LocalStorage, Storage, open_storage
+from helpers.private import FsspecStorage, LocalStorage, Storage, _storage_fsspec, open_storage
 from ignite_evalhook.exceptions import CheckpointError
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX permissions and links")

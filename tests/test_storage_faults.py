@@ -20,8 +20,7 @@ import pytest
 import torch
 from fsspec.implementations.memory import MemoryFileSystem
 
-from ignite_evalhook._lock import FolderLock
-from ignite_evalhook._storage import LocalStorage, Storage, open_storage
+from helpers.private import FolderLock, LocalStorage, Storage, open_storage
 from ignite_evalhook.exceptions import CheckpointError, StateError
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="fork and signals")

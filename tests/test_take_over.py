@@ -12,11 +12,10 @@ import torch
 from ignite.engine import Engine
 from torch import Tensor, nn
 
+from helpers.private import OldRun, read_old_run, take_over
 from helpers.ranks import on_ranks
 from helpers.scripted import scripted
 from ignite_evalhook import Best, CheckpointError, EvalHook, find_best, load_best
-from ignite_evalhook._old_run import OldRun, read_old_run
-from ignite_evalhook._take_over import take_over
 
 LENGTH = 10  # iterations an epoch
 

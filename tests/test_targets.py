@@ -7,9 +7,7 @@ from typing import Any
 
 import pytest
 
-from ignite_evalhook._best import Target
-from ignite_evalhook._rules import Rule, infer_rule
-from ignite_evalhook._targets import Targets
+from helpers.private import Rule, Target, Targets, infer_rule
 from ignite_evalhook.exceptions import RuleInferenceError, StateError
 
 

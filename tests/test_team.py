@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+from helpers.private import Packed, Team
 from helpers.ranks import Outcome, die, on_ranks
 from ignite_evalhook import EvaluationError, shard_batches
-from ignite_evalhook._packing import Packed
-from ignite_evalhook._team import Team
 
 
 def meet(rank: int) -> Any:

@@ -17,10 +17,9 @@ from ignite.exceptions import NotComputableError
 from torch import Tensor
 
 from helpers.over_ranks import over_ranks, same, value_over
+from helpers.private import TorchMetric, as_ignite_metric, check_exact, is_torchmetric
 from helpers.ranks import on_ranks
 from ignite_evalhook import EvalHook, create_evaluator
-from ignite_evalhook._refused_metrics import check_exact
-from ignite_evalhook._torchmetrics import TorchMetric, as_ignite_metric, is_torchmetric
 from ignite_evalhook.exceptions import EvaluationError
 
 with warnings.catch_warnings():

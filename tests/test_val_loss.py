@@ -22,8 +22,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from ignite_evalhook import _loss_meter
-from ignite_evalhook._val_loss import LossMeter, ValLoss, count_samples, split_val_loss
+from helpers.private import LossMeter, ValLoss, _loss_meter, count_samples, split_val_loss
 
 Pair = namedtuple("Pair", "y_pred y loss")
 

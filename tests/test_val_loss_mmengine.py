@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ignite_evalhook._val_loss import LossMeter, ValLoss, count_samples, split_val_loss
+from helpers.private import LossMeter, ValLoss, count_samples, split_val_loss
 
 pytest.importorskip("mmengine")
 

@@ -15,9 +15,9 @@ from ignite.engine import Engine
 from ignite.metrics import Accuracy
 from torch import nn
 
+from helpers.private import Watch, _waiting, default_timeout
 from helpers.ranks import on_ranks
-from ignite_evalhook import EvalHook, EvaluationError, _waiting, create_evaluator
-from ignite_evalhook._waiting import Watch, default_timeout
+from ignite_evalhook import EvalHook, EvaluationError, create_evaluator
 
 
 class Store(dist.HashStore):  # type: ignore[misc]

@@ -7,9 +7,7 @@ from typing import Any
 import pytest
 from ignite.engine import Engine, Events
 
-from ignite_evalhook._moment import START, Position
-from ignite_evalhook._schedule import Schedule
-from ignite_evalhook._whereabouts import Whereabouts
+from helpers.private import START, Position, Schedule, Whereabouts
 
 EPOCHS, PAIRS = Schedule(1), Schedule(2, by_epoch=False)  # of iterations
 

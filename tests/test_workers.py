@@ -14,9 +14,9 @@ from ignite.engine import Engine, Events
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
+from helpers.private import apart
 from helpers.ranks import on_ranks
 from ignite_evalhook import EvalHook, create_evaluator
-from ignite_evalhook._loading import apart
 
 
 class Pids(Dataset[Tensor]):

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.distributed import is_initialized
 from torch.utils.data import DataLoader, TensorDataset
 
+from helpers.private import world_of_one
 from helpers.ranks import on_ranks
 from ignite_evalhook import EvalHook, EvaluationError, create_evaluator
-from ignite_evalhook._world_of_one import world_of_one
 
 Results = Sequence[tuple[Tensor, Tensor]]
 SIZE = 14  # samples in 7 batches, so no rank has as many as the others

@@ -27,9 +27,9 @@ from torch.distributed.tensor.parallel import (
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, Subset, TensorDataset
 
+from helpers.private import load_whole, unwrap
 from helpers.ranks import on_ranks
 from ignite_evalhook import EvalHook, EvaluationError, ValLoss, create_evaluator, load_best
-from ignite_evalhook._whole_state import load_whole, unwrap
 
 CRITERION = nn.CrossEntropyLoss()
 

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from ignite_evalhook._writer import Writer
+from helpers.private import Writer
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="threads have no priority of their own")
 

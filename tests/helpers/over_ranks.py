@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from ignite.metrics import Metric
 
-from ignite_evalhook._asking import AskedMetrics
-from ignite_evalhook._packing import pack, unpack
+from helpers.private import AskedMetrics, pack, unpack
 
 
 def over_ranks(
