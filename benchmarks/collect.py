@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ignite_evalhook._packing import pack, unpack
-from ignite_evalhook._results import ResultCollector
+from ignite_evalhook._predictions.collect import ResultCollector
+from ignite_evalhook._ranks.packing import pack, unpack
 
 from .peers import OURS
 from .table import Row, row

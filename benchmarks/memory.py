@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ignite_evalhook import EvalHook, create_evaluator
-from ignite_evalhook._results import ResultCollector
+from ignite_evalhook._predictions.collect import ResultCollector
 
 from .loops import by_name
 from .peers import OURS, PEERS, missing, quieten

@@ -40,8 +40,8 @@ from ignite.metrics import Accuracy, ConfusionMatrix, Metric, Precision, Recall,
 from torch import nn
 
 from ignite_evalhook import EvalHook, _buffers, _pool, _wire, create_evaluator
-from ignite_evalhook._asking import AskedMetrics
-from ignite_evalhook._team import Team
+from ignite_evalhook._ranks.asking import AskedMetrics
+from ignite_evalhook._ranks.team import Team
 
 RESULTS = Path(__file__).parent / "results" / "scale.json"
 BATCHES = 4  # a rank

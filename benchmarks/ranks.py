@@ -26,9 +26,9 @@ from ignite.metrics import Accuracy
 from torch import nn
 
 from ignite_evalhook import EvalHook, create_evaluator
-from ignite_evalhook._packing import pack
-from ignite_evalhook._results import ResultCollector
-from ignite_evalhook._team import Team
+from ignite_evalhook._predictions.collect import ResultCollector
+from ignite_evalhook._ranks.packing import pack
+from ignite_evalhook._ranks.team import Team
 
 from .collect import BATCH, DATA, collected, items_of, memcpy
 from .peers import OURS, PEERS, missing, quieten

@@ -16,7 +16,7 @@ from ignite.metrics import Loss
 from torch import nn
 
 from ignite_evalhook import EvalEvents, EvalHook, ValLoss, create_evaluator
-from ignite_evalhook._val_loss import LossMeter
+from ignite_evalhook._evaluate.val_loss import LossMeter
 
 from .loops import batches_of, by_name, linear
 from .peers import OURS, PEERS, RAW, Batch, missing, quieten

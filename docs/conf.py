@@ -51,7 +51,7 @@ nitpick_ignore_regex = [("py:.*", rf"({FOREIGN})(\..+)?"), ("py:class", PRIVATE)
 def resolve_to_public_name(
     app: Sphinx, env: BuildEnvironment, node: pending_xref, contnode: TextElement
 ) -> Element | None:
-    """Link ``ignite_evalhook._rules.Rule``, where a type was defined, to its public name."""
+    """Link ``ignite_evalhook._decide.rules.Rule``, where a type was defined, to its public name."""
     package, _, rest = node.get("reftarget", "").partition(".")
     name = rest.rpartition(".")[2]
     if package != "ignite_evalhook" or name not in ignite_evalhook.__all__:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from ._args import add_eval_args
-from ._best import Best
-from ._checkpoint import BestCheckpoint
-from ._dist_hook import DistEvalHook
-from ._eval_config import eval_hook_from_config
-from ._evaluator import create_evaluator
-from ._events import EvalEvents
-from ._history import EvalRecord, History
-from ._hook import EvalHook
-from ._load_best import find_best, load_best
-from ._mmcv import create_mmcv_evaluator
-from ._rules import Rule, infer_rule
-from ._schedule import Schedule
-from ._sharding import shard_batches
-from ._val_loss import ValLoss, split_val_loss
+from ._decide.best import Best
+from ._decide.history import EvalRecord, History
+from ._decide.rules import Rule, infer_rule
+from ._decide.schedule import Schedule
+from ._evaluate.evaluator import create_evaluator
+from ._evaluate.val_loss import ValLoss, split_val_loss
+from ._files.best_checkpoint import BestCheckpoint
+from ._files.load import find_best, load_best
+from ._hook.command_line_args import add_eval_args
+from ._hook.dist_hook import DistEvalHook
+from ._hook.events import EvalEvents
+from ._hook.hook import EvalHook
+from ._ranks.share import shard_batches
 from .exceptions import (
     CheckpointError,
     EvalHookError,
@@ -24,6 +22,8 @@ from .exceptions import (
     RuleInferenceError,
     StateError,
 )
+from .openmmlab._config import eval_hook_from_config
+from .openmmlab._mmcv import create_mmcv_evaluator
 
 __all__ = [
     "Best",

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 
-from ._best_files import suffix
-from ._history import History
-from ._load_best import find_best
-from ._storage import open_storage
+from ._decide.history import History
+from ._files.best_files import suffix
+from ._files.load import find_best
+from ._files.storage import open_storage
 from .exceptions import EvalHookError
 
 __all__: list[str] = []

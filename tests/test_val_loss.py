@@ -989,7 +989,7 @@ def test_neither_ignite_nor_mmengine_is_needed() -> None:
         "import sys, types\n"
         "package = types.ModuleType('ignite_evalhook'); package.__path__ = [sys.argv[1]]\n"
         "sys.modules['ignite_evalhook'] = package\n"
-        "import ignite_evalhook._val_loss\n"
+        "import ignite_evalhook._evaluate.val_loss\n"
         "assert not {'ignite', 'mmengine', 'mmcv'} & set(sys.modules), 'too much'\n"
     )
     folder = str(Path(_loss_meter.__file__).parent)

@@ -1,0 +1,1 @@
+"""Evaluate once: from a model and its data to plain metrics."""

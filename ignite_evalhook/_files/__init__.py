@@ -1,0 +1,1 @@
+"""Write and read what is on disk, and never lose a best."""

@@ -1,0 +1,1 @@
+"""Keep predictions, one item per sample, in the order of the dataset."""

@@ -1,0 +1,1 @@
+"""Let several processes agree, share the batches, and compute metrics together."""

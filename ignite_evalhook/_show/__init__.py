@@ -1,0 +1,1 @@
+"""Show people what evaluations said."""

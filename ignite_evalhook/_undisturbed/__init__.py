@@ -1,0 +1,1 @@
+"""Leave training bit for bit as it stood."""
