@@ -18,7 +18,7 @@ from ignite_evalhook import History, find_best, load_best
 
 pytest.importorskip("sklearn")
 
-SCRIPT = Path(__file__).parents[1] / "examples" / "digits.py"
+SCRIPT = Path(__file__).parents[2] / "examples" / "digits.py"
 EPOCH = 38  # iterations: 1197 images, 32 at a time
 
 Main = Callable[[list[str]], None]

@@ -23,7 +23,7 @@ pytest.importorskip("monai")
 
 pytestmark = pytest.mark.slow  # it trains a model
 
-SCRIPT = Path(__file__).parents[1] / "examples" / "from_monai.py"
+SCRIPT = Path(__file__).parents[2] / "examples" / "from_monai.py"
 
 
 def load_script() -> ModuleType:

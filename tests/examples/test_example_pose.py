@@ -21,7 +21,7 @@ pytest.importorskip("mmeval")
 
 pytestmark = pytest.mark.slow  # it trains a model
 
-SCRIPT = Path(__file__).parents[1] / "examples" / "pose.py"
+SCRIPT = Path(__file__).parents[2] / "examples" / "pose.py"
 METRICS = ["PCK", "AUC", "EPE", "NME"]
 NAMES = ["PCK@0.2", "AUC", "EPE", "NME"]
 

@@ -346,7 +346,9 @@ def test_complex_is_refused_where_torch_cannot_read_it(monkeypatch: pytest.Monke
 
 def test_numpy_is_not_needed_and_not_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "numpy", None)  # importing it is an error from here on
-    spec = importlib.util.spec_from_file_location("ignite_evalhook._plain_again", _plain.__file__)
+    spec = importlib.util.spec_from_file_location(
+        "ignite_evalhook._files._plain_again", _plain.__file__
+    )
     assert spec is not None
     assert spec.loader is not None
     again = importlib.util.module_from_spec(spec)

@@ -23,7 +23,7 @@ from packaging.utils import canonicalize_name
 
 import ignite_evalhook
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "ignite_evalhook"
 SHIPPED = (
     "ignite_evalhook",
@@ -150,7 +150,7 @@ def test_the_wheel_holds_the_licence(wheel: zipfile.ZipFile) -> None:
 def test_the_sdist_holds_what_its_own_tests_need(sdist: Path) -> None:
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    tests = {f"tests/{path.name}" for path in (ROOT / "tests").glob("*.py")}
+    tests = {path.relative_to(ROOT).as_posix() for path in (ROOT / "tests").rglob("*.py")}
     files = {name for name in SHIPPED if (ROOT / name).is_file()}
     assert tests | files | {"ignite_evalhook/py.typed", "docs/conf.py"} <= names
     assert not any("__pycache__" in name for name in names)

@@ -15,7 +15,7 @@ import pytest
 
 from helpers.ranks import on_ranks
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 try:
     import scoreboard

@@ -35,7 +35,7 @@ def test_a_best_is_a_value_with_an_unsigned_score_and_perhaps_no_file() -> None:
 def test_deciding_what_is_best_needs_neither_torch_nor_ignite() -> None:
     import ignite_evalhook._decide.best as module
 
-    folder = Path(module.__file__).parent
+    folder = Path(module.__file__).parents[1]
     code = (
         "import sys, types; package = types.ModuleType('ignite_evalhook');"
         f"package.__path__ = [{str(folder)!r}]; sys.modules['ignite_evalhook'] = package;"

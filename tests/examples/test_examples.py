@@ -28,7 +28,7 @@ import torch
 from helpers.ranks import on_ranks
 from ignite_evalhook import EvalRecord, History
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 
 

@@ -21,7 +21,7 @@ pytest.importorskip("pycocotools")
 
 pytestmark = pytest.mark.slow  # it trains a model
 
-SCRIPT = Path(__file__).parents[1] / "examples" / "detection.py"
+SCRIPT = Path(__file__).parents[2] / "examples" / "detection.py"
 COCO_NAMES = ("bbox_mAP", "bbox_mAP_50", "bbox_mAP_75", "bbox_mAP_s", "bbox_mAP_m", "bbox_mAP_l")
 
 

@@ -22,7 +22,7 @@ metrics = pytest.importorskip("sklearn.metrics")
 
 pytestmark = pytest.mark.slow  # it trains a model
 
-SCRIPT = Path(__file__).parents[1] / "examples" / "segmentation.py"
+SCRIPT = Path(__file__).parents[2] / "examples" / "segmentation.py"
 BOTH = ["mIoU", "mDice"]
 
 

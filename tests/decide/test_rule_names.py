@@ -27,7 +27,7 @@ class Row(NamedTuple):
 
 
 def read_table() -> list[Row]:
-    path = Path(__file__).parent / "data" / "metric_names.csv"
+    path = Path(__file__).parents[1] / "data" / "metric_names.csv"
     with path.open(newline="", encoding="utf-8") as file:
         return [Row(**line) for line in csv.DictReader(file)]
 

@@ -24,7 +24,7 @@ metrics = pytest.importorskip("sklearn.metrics")
 
 pytestmark = pytest.mark.slow  # it trains a model
 
-SCRIPT = Path(__file__).parents[1] / "examples" / "action_recognition.py"
+SCRIPT = Path(__file__).parents[2] / "examples" / "action_recognition.py"
 
 
 class Run(NamedTuple):

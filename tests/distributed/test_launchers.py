@@ -28,7 +28,7 @@ from ignite_evalhook import EvalHook, EvaluationError, create_evaluator, find_be
 SAMPLES, BATCH = 13, 3
 ADDRESSES = ("192.0.2.1", "192.0.2.2")  # reserved for documentation: nobody has them
 PORT = "29500"  # of a network of its own, where nothing else listens
-EXAMPLE = Path(__file__).parents[1] / "examples" / "distributed.py"
+EXAMPLE = Path(__file__).parents[2] / "examples" / "distributed.py"
 
 
 # -- what runs on a host ---------------------------------------------------------------------------

@@ -51,7 +51,7 @@ def run_program(before: str = "", between: str = "") -> tuple[list[str], list[st
         text=True,
         check=True,
         encoding="utf-8",
-        cwd=Path(__file__).parent.parent,
+        cwd=Path(__file__).parents[2],
     )
     out, err = (
         [without_seconds(line) for line in text.splitlines()] for text in (done.stdout, done.stderr)

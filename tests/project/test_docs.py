@@ -27,7 +27,7 @@ from ignite_evalhook import openmmlab
 
 logger = logging.getLogger("ignite_evalhook")
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 RUN = ("python", "setup")

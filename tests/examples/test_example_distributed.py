@@ -23,7 +23,7 @@ pytest.importorskip("sklearn")
 
 pytestmark = pytest.mark.slow  # it trains a model
 
-SCRIPT = Path(__file__).parents[1] / "examples" / "distributed.py"
+SCRIPT = Path(__file__).parents[2] / "examples" / "distributed.py"
 # Narrow, so that it is quick; one test runs the whole ResNet-50.
 OPTIONS = ("--width=8", "--max-epochs=3")
 OTHERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")

@@ -1,7 +1,7 @@
 """Every metric of Ignite gives on virtual worlds of 1 to 4 ranks what it gives on one process.
 
 The table of the zoo, :data:`ZOO`, is also the table of ``docs/metrics.md``:
-``python tests/test_metric_zoo.py`` writes it there.
+``python tests/laws/test_metric_zoo.py`` writes it there.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from helpers.over_ranks import over_ranks, same, value_over
 from helpers.private import check_exact, in_dataset_order, inner_metrics, no_collectives, reduced
 from ignite_evalhook.exceptions import EvaluationError
 
-PAGE = Path(__file__).parents[1] / "docs" / "metrics.md"
+PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
 BEGIN, END = "<!-- the zoo: begin -->", "<!-- the zoo: end -->"
 
 # Samples in each batch: the last one short; all different; fewer batches than ranks; one batch.

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 from helpers.scripted import best_files, run, scripted
 from ignite_evalhook import EvalHook, shard_batches
 
-DOCS = Path(__file__).parents[1] / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 NAN = math.nan
 
 pytestmark = pytest.mark.filterwarnings(

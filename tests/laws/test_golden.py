@@ -14,7 +14,7 @@ from helpers.golden_runs import ROWS, Run
 from helpers.private import main
 from ignite_evalhook import EvalHook, History, find_best, load_best
 
-GOLDEN = Path(__file__).parent / "data" / "golden"
+GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 VERSIONS = sorted(path.name for path in GOLDEN.iterdir())
 RUNS = ["two_metrics", "alias", "async", "behind"]
 EPOCHS = 5

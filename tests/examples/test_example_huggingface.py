@@ -20,7 +20,7 @@ pytest.importorskip("transformers")
 
 pytestmark = pytest.mark.slow  # it trains a model
 
-SCRIPT = Path(__file__).parents[1] / "examples" / "huggingface.py"
+SCRIPT = Path(__file__).parents[2] / "examples" / "huggingface.py"
 
 
 def load_script() -> ModuleType:

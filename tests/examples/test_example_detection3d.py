@@ -19,7 +19,7 @@ from ignite_evalhook import History, find_best
 
 pytestmark = pytest.mark.slow  # it trains a model
 
-SCRIPT = Path(__file__).parents[1] / "examples" / "detection3d.py"
+SCRIPT = Path(__file__).parents[2] / "examples" / "detection3d.py"
 TIMEOUT, SLOW = 2.0, 2.5  # seconds: of the process group, of the metric
 NAMES = ("pts_bbox/mAP_0.25", "pts_bbox/mAR_0.25", "pts_bbox/mAP_0.50", "pts_bbox/mAR_0.50")
 
