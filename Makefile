@@ -15,7 +15,7 @@ PARALLEL := -n auto --maxprocesses=4 --dist=worksteal
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo demo-resume demo-distributed test test-slow test-full
+.PHONY: help demo demo-resume demo-distributed test laws test-slow test-full
 .PHONY: lint types format bench scoreboard docs build clean distclean
 
 help: ## List the targets
@@ -39,6 +39,9 @@ demo-distributed: $(VENV)/.examples ## Train a ResNet-50 on two processes, evalu
 
 test: $(VENV)/.test ## Run the tests; fail below 95 % coverage
 	$(PY) -m pytest $(PARALLEL) -m "$(QUICK)" --cov
+
+laws: $(VENV)/.test ## Run the suite of laws alone: it passes unchanged through every rebuilding
+	$(PY) -m pytest $(PARALLEL) -m "$(QUICK)" tests/laws tests/faults tests/distributed
 
 test-slow: $(VENV)/.test ## Run the tests that `make test` leaves out: the examples, above all
 	$(PY) -m pytest $(PARALLEL) -m "slow and not gpu"

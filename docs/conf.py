@@ -10,6 +10,7 @@ import builtins
 import sys
 import typing
 from importlib.metadata import version as installed_version
+from pathlib import Path
 
 from docutils.nodes import Element, TextElement
 from sphinx.addnodes import pending_xref
@@ -17,6 +18,9 @@ from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 
 import ignite_evalhook
+
+sys.path.insert(0, str(Path(__file__).parent))
+from rooms import Rooms  # beside this file
 
 project = "ignite-evalhook"
 author = "The ignite-evalhook authors"
@@ -44,7 +48,7 @@ napoleon_custom_sections = ["Source"]
 FOREIGN = "|".join(sorted({*sys.stdlib_module_names, "ignite", "mmengine", "numpy", "torch"}))
 nitpick_ignore = [("py:class", name) for name in (*dir(builtins), "optional")]
 # Type variables are private and have no page either.
-PRIVATE = r"ignite_evalhook\._\w+\.(_\w+|T)"
+PRIVATE = r"ignite_evalhook(\.\w+)+\.(_\w+|T)"
 nitpick_ignore_regex = [("py:.*", rf"({FOREIGN})(\..+)?"), ("py:class", PRIVATE)]
 
 
@@ -72,5 +76,6 @@ def spell_out_types(app: Sphinx) -> None:
 
 def setup(app: Sphinx) -> None:
     """Connect what this file adds to Sphinx."""
+    app.add_directive("rooms", Rooms)
     app.connect("builder-inited", spell_out_types)
     app.connect("missing-reference", resolve_to_public_name)

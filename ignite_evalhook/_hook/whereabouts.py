@@ -68,8 +68,10 @@ class Whereabouts:
         starting = trainer.last_event_name is Events.STARTED
         if into is None or trainer.state.iteration == 0 or (is_running(trainer) and not starting):
             return
-        trainer.state.epoch = epochs
         self._began = epochs, trainer.state.iteration - into
+        if starting and trainer.should_terminate:
+            return  # another hook has ended the run again, in the epoch where it had ended
+        trainer.state.epoch = epochs
         if starting:
             go_on_with_epoch(trainer, into)
 

@@ -519,7 +519,7 @@ def test_a_process_that_ends_with_an_exception_ends_with_a_complete_file(tmp_pat
         import torch
         from ignite.engine import Engine, Events
         from ignite_evalhook import BestCheckpoint, EvalHook
-        from helpers.private import LocalStorage
+        from ignite_evalhook._files.storage import LocalStorage
 
         opened, real = threading.Event(), LocalStorage.write
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from helpers.resume_runs import EPOCH_LENGTH, Bomb, Killed, Run, Setup, outcome
@@ -160,6 +160,13 @@ def setups(draw: st.DrawFn) -> Setup:
     )  # fmt: skip
 
 
+@example(
+    setup=Setup(
+        hook={"interval": 0.5}, second={"save_best": "loss", "rule": "less", "interval": 2},
+        patience=1, scores=[0.0, 0.0, 0.25, 0.0, 0.0, 0.0, 0.0], seeded="iteration",
+    ),
+    kills=[45],  # as an early stop ends the run, in the middle of an epoch
+)  # fmt: skip
 @given(setup=setups(), kills=st.lists(st.integers(0, 60), min_size=1, max_size=4))
 @settings(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]

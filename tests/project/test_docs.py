@@ -33,7 +33,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 RUN = ("python", "setup")
 SHOWN = ("output", "output about")
 KNOWN = (*RUN, "python no-run", *SHOWN)
-IGNORED = ("", "text", "console", "sh", "json", "{toctree}", "{eval-rst}")
+IGNORED = ("", "text", "console", "sh", "json", "{toctree}", "{eval-rst}", "{rooms}")
 
 # Packages that a page needs which names them, and those that one page imports.
 ANYWHERE = ("sklearn", "tensorboard")
