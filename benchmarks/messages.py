@@ -39,7 +39,10 @@ from ignite.engine import Engine, Events
 from ignite.metrics import Accuracy, ConfusionMatrix, Metric, Precision, Recall, mIoU
 from torch import nn
 
-from ignite_evalhook import EvalHook, _buffers, _pool, _wire, create_evaluator
+from ignite_evalhook import EvalHook, create_evaluator
+from ignite_evalhook._evaluate import pool as _pool
+from ignite_evalhook._ranks import buffers as _buffers
+from ignite_evalhook._ranks import messages as _wire
 from ignite_evalhook._ranks.asking import AskedMetrics
 from ignite_evalhook._ranks.team import Team
 

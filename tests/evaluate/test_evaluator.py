@@ -370,7 +370,6 @@ def test_stale_metrics_of_an_earlier_run_are_gone() -> None:
 def test_debug_logging_of_the_engine_still_names_every_event(caplog: Any) -> None:
     model = make_model()
     evaluator = ready_engine(model)
-    evaluator.logger.setLevel(logging.DEBUG)
     with caplog.at_level(logging.DEBUG, logger=evaluator.logger.name):
         EvalHook(loader(), evaluator, model=model).evaluate()
     assert "Firing handlers for event Events.GET_BATCH_STARTED" in caplog.text
